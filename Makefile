@@ -1,0 +1,45 @@
+# Everything is built by cargo; this only names what one types.
+CARGO ?= cargo
+EXAMPLES := $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
+WORKSPACES := Cargo.toml examples/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml
+
+.PHONY: demo test format lint tests docs examples bench coverage example
+
+# An orders API with a payment step behind the proxy; prints curl lines to try.
+demo:
+	$(CARGO) run --quiet --package retrysafe-cli -- demo $(ARGS)
+
+# All that has to hold: format, lints, tests, doc tests, README, docs, examples.
+test: format lint tests examples docs
+
+format:
+	@for it in $(WORKSPACES); do echo "cargo fmt --check ($$it)"; $(CARGO) fmt --all --check --manifest-path $$it || exit 1; done
+
+lint:
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	$(call EXAMPLES,clippy) --all-targets --locked -- -D warnings
+	$(CARGO) check --manifest-path fuzz/Cargo.toml --target-dir target --locked
+
+tests:
+	$(CARGO) test --workspace --all-features --locked
+
+examples:
+	$(call EXAMPLES,test) --locked
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --locked
+
+# The targets of docs/benchmarks.md, as ratios and counts from one run.
+bench:
+	$(CARGO) build --release --locked --package retrysafe-cli
+	$(CARGO) run --release --locked --manifest-path bench/Cargo.toml -- $(ARGS)
+
+# Line coverage of the whole workspace. The tool comes from crates.io.
+coverage:
+	$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-tarpaulin
+	$(CARGO) tarpaulin --workspace --engine ptrace --skip-clean --out Stdout --out Html --output-dir target/coverage $(ARGS)
+
+# One example: make example NAME=axum-orders ARGS="--listen 127.0.0.1:3000"
+example:
+	@test -n "$(NAME)" || { echo 'which one? make example NAME=axum-orders' >&2; exit 2; }
+	$(call EXAMPLES,run) --bin $(NAME) -- $(ARGS)

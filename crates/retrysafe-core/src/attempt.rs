@@ -1,0 +1,82 @@
+//! What a handler is told about the attempt that it runs for (E3).
+
+use std::{fmt, sync::Arc};
+
+use crate::{Acquired, IdempotencyKey, OperationId, Scope};
+
+/// The context of one attempt: put into the request's extensions for the handler.
+///
+/// ```
+/// # use retrysafe_core::Attempt;
+/// fn charge(attempt: &Attempt) {
+///     // The same in every attempt of this operation, so the processor charges once.
+///     let processor_key = attempt.derive_key("charge");
+///     // Grows with every attempt: a database that remembers the highest can refuse older ones.
+///     let fence = attempt.fence();
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Attempt(Arc<Inner>);
+
+struct Inner {
+    id: OperationId,
+    key: IdempotencyKey,
+    scope: Scope,
+    acquired: Acquired,
+}
+
+impl Attempt {
+    /// The context of an attempt that was acquired.
+    pub fn new(id: OperationId, key: IdempotencyKey, scope: Scope, acquired: Acquired) -> Self {
+        Self(Arc::new(Inner { id, key, scope, acquired }))
+    }
+
+    /// The operation; shown as it is in logs.
+    pub fn operation(&self) -> &OperationId {
+        &self.0.id
+    }
+
+    /// The client's key.
+    pub fn key(&self) -> &IdempotencyKey {
+        &self.0.key
+    }
+
+    /// Who the key belongs to.
+    pub fn scope(&self) -> &Scope {
+        &self.0.scope
+    }
+
+    /// The number of the attempt, from 1.
+    pub fn number(&self) -> u32 {
+        self.0.acquired.attempt
+    }
+
+    /// Grows with every attempt of the operation (ST5).
+    pub fn fence(&self) -> u64 {
+        self.0.acquired.fence
+    }
+
+    /// Whether an earlier attempt ended and nobody knows what it did: look before you act, or use
+    /// [`derive_key`](Self::derive_key).
+    pub fn previous_vanished(&self) -> bool {
+        self.0.acquired.previous_vanished
+    }
+
+    /// A key for a step of this operation, to hand to another service. It depends on the operation
+    /// and the step alone, never on the attempt.
+    pub fn derive_key(&self, step: &str) -> String {
+        self.0.id.derive_key(step)
+    }
+}
+
+// S3: neither key nor scope is shown.
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt")
+            .field("operation", &self.0.id)
+            .field("number", &self.number())
+            .field("fence", &self.fence())
+            .field("previous_vanished", &self.previous_vanished())
+            .finish()
+    }
+}
