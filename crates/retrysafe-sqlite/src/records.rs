@@ -1,0 +1,374 @@
+//! The table: every verb of the contract as one step inside the writer's transaction.
+
+use std::{cell::RefCell, time::Duration};
+
+use bytes::Bytes;
+use retrysafe_core::{
+    Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated, OperationId,
+    Owner, Resolution, StoreError, StoreErrorKind, Swept,
+};
+use rusqlite::{Connection, OptionalExtension as _, Row, params, types::ValueRef};
+
+use crate::record::{Milliseconds, Moment, Phase, Record, Step, attempt_of};
+
+/// `PRAGMA application_id` of our files: the letters `rsaf`.
+pub(crate) const APPLICATION_ID: i64 = i32::from_be_bytes(*b"rsaf") as i64;
+
+/// `PRAGMA user_version`: the layout below. A file with a higher one is not touched (ST10).
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+
+/// A payload can be megabytes long, so the table keeps its rowid: the index on `id` stays small, a
+/// completion rewrites a row near the table's end, and no lookup walks over payloads. `payload` is
+/// last so that the other columns are read without it. Absent values and 0 and 1 take no bytes (P9).
+pub(crate) const SCHEMA: &str = "
+    CREATE TABLE record (
+        id BLOB NOT NULL UNIQUE,
+        owner BLOB,
+        fence INTEGER NOT NULL,
+        previous_vanished INTEGER NOT NULL,
+        state INTEGER NOT NULL,
+        fingerprint BLOB NOT NULL,
+        lease_until INTEGER,
+        retention INTEGER,
+        expires_at INTEGER NOT NULL,
+        payload BLOB
+    ) STRICT;
+    CREATE INDEX record_by_expiry ON record (expires_at);
+";
+
+const IN_FLIGHT: i64 = 0;
+const FINISHED: i64 = 1;
+const RELEASED: i64 = 2;
+const GIVEN_UP: i64 = 3;
+
+const FIND: &str = "
+    SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until, retention,
+        expires_at, payload
+    FROM record WHERE id = ?1";
+
+const PAGE: &str = "
+    SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until, retention,
+        expires_at, payload
+    FROM record WHERE id > ?1 AND expires_at > ?2 ORDER BY id LIMIT ?3";
+
+const PUT: &str = "
+    INSERT INTO record (id, owner, fence, previous_vanished, state, fingerprint, lease_until,
+        retention, expires_at, payload)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+    ON CONFLICT (id) DO UPDATE SET owner = ?2, fence = ?3, previous_vanished = ?4, state = ?5,
+        fingerprint = ?6, lease_until = ?7, retention = ?8, expires_at = ?9, payload = ?10";
+
+const LIVE: &str = "
+    SELECT fence, lease_until FROM record WHERE id = ?1 AND state = 0 AND lease_until > ?2";
+
+/// ST10: what this version can't read it does not delete either.
+const SWEEP: &str = "
+    DELETE FROM record WHERE rowid IN (
+        SELECT rowid FROM record
+        WHERE expires_at <= ?1 AND state BETWEEN 0 AND 3 AND length(fingerprint) IN (36, 77)
+        LIMIT ?2)";
+
+const LEFT: &str = "
+    SELECT EXISTS (
+        SELECT 1 FROM record
+        WHERE expires_at <= ?1 AND state BETWEEN 0 AND 3 AND length(fingerprint) IN (36, 77))";
+
+const COUNT: &str = "
+    SELECT state, coalesce(state = 0 AND lease_until > ?1, 0), count(*)
+    FROM record WHERE expires_at > ?1 GROUP BY 1, 2";
+
+/// Why a verb has no answer.
+pub(crate) enum Failure {
+    /// This verb's own failure. Nothing was written for it, and others in its turn go on.
+    Refused(StoreError),
+    /// SQLite's failure. What becomes of the transaction is not known.
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+type Answer<T> = Result<T, Failure>;
+
+/// The records of a file, seen through one connection for the length of one turn.
+pub(crate) struct Records<'c> {
+    connection: &'c Connection,
+    clock: &'c dyn Clock,
+    /// What others may be waiting for: told to them once it is committed.
+    touched: RefCell<Vec<OperationId>>,
+}
+
+impl<'c> Records<'c> {
+    pub(crate) fn new(connection: &'c Connection, clock: &'c dyn Clock) -> Self {
+        Self { connection, clock, touched: RefCell::default() }
+    }
+
+    pub(crate) fn into_touched(self) -> Vec<OperationId> {
+        self.touched.into_inner()
+    }
+
+    /// ST10: a newer process may have changed the layout under us since we opened the file.
+    pub(crate) fn check_version(&self) -> Answer<()> {
+        let version: i64 = self
+            .connection
+            .prepare_cached("PRAGMA user_version")?
+            .query_row([], |row| row.get(0))?;
+        if version <= SCHEMA_VERSION {
+            return Ok(());
+        }
+        Err(Failure::Refused(StoreError::new(
+            StoreErrorKind::Unreadable,
+            format!(
+                "the SQLite file was changed to version {version} while it was open, and this \
+                 build reads up to {SCHEMA_VERSION}: run the newer build everywhere"
+            ),
+        )))
+    }
+
+    /// Touches the table and both of its indexes, so that what is missing is known at open.
+    pub(crate) fn check_tables(connection: &Connection) -> rusqlite::Result<()> {
+        for statement in [FIND, PAGE, PUT, LIVE, SWEEP, COUNT] {
+            connection.prepare_cached(statement)?;
+        }
+        connection.prepare_cached(FIND)?.exists(params![[0_u8; 32].as_slice()])?;
+        connection.prepare_cached(LEFT)?.exists(params![0_i64])?;
+        Ok(())
+    }
+
+    pub(crate) fn begin(&self, claim: &Claim) -> Answer<Begin> {
+        let now = self.clock.wall();
+        let step = match self.find(&claim.id, now)? {
+            Some(record) => record.begin(claim, now),
+            None => Record::first(claim, now),
+        };
+        self.finish(step)
+    }
+
+    pub(crate) fn renew(&self, lease: &Lease, lease_for: Duration) -> Answer<Held> {
+        self.held(lease, |record, now| record.renew(lease, lease_for, now))
+    }
+
+    pub(crate) fn complete(
+        &self,
+        lease: &Lease,
+        fingerprint: &Fingerprint,
+        payload: &Bytes,
+        retention: Duration,
+    ) -> Answer<Held> {
+        self.held(lease, |record, now| record.complete(lease, fingerprint, payload, retention, now))
+    }
+
+    pub(crate) fn release(&self, lease: &Lease, keep_counters_for: Duration) -> Answer<Held> {
+        self.held(lease, |record, now| record.release(lease, keep_counters_for, now))
+    }
+
+    /// The attempt that holds a live lease, and how long it has left.
+    pub(crate) fn live(&self, id: &OperationId) -> Answer<Option<(u32, Duration)>> {
+        let now = self.clock.wall();
+        let live = self
+            .connection
+            .prepare_cached(LIVE)?
+            .query_row(params![id.as_bytes().as_slice(), milliseconds(now)], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+            .optional()?;
+        Ok(live.map(|(fence, end)| {
+            let end = Duration::from_millis(end.unsigned_abs());
+            (attempt_of(fence.unsigned_abs()), end.saturating_sub(now))
+        }))
+    }
+
+    pub(crate) fn sweep(&self, limit: usize) -> Answer<Swept> {
+        let now = milliseconds(self.clock.wall());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let removed = self.connection.prepare_cached(SWEEP)?.execute(params![now, limit])?;
+        let more =
+            self.connection.prepare_cached(LEFT)?.query_row(params![now], |row| row.get(0))?;
+        Ok(Swept { removed, more })
+    }
+
+    pub(crate) fn get(&self, id: &OperationId) -> Answer<Option<Entry>> {
+        let now = self.clock.wall();
+        Ok(self.find(id, now)?.map(|record| record.entry(now)))
+    }
+
+    pub(crate) fn page(&self, after: Option<&OperationId>, limit: usize) -> Answer<Vec<Entry>> {
+        let now = self.clock.wall();
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self.connection.prepare_cached(PAGE)?;
+        let mut rows = statement.query(params![after, milliseconds(now), limit])?;
+        let mut page = Vec::new();
+        while let Some(row) = rows.next()? {
+            page.push(read(row)?.entry(now));
+        }
+        Ok(page)
+    }
+
+    pub(crate) fn count(&self) -> Answer<Counts> {
+        let now = milliseconds(self.clock.wall());
+        let mut counts = Counts::default();
+        let mut statement = self.connection.prepare_cached(COUNT)?;
+        let mut rows = statement.query(params![now])?;
+        while let Some(row) = rows.next()? {
+            let (state, live): (i64, bool) = (row.get(0)?, row.get(1)?);
+            let tally = match (state, live) {
+                (IN_FLIGHT, true) => &mut counts.in_flight,
+                (IN_FLIGHT | GIVEN_UP, _) => &mut counts.lapsed,
+                (FINISHED, _) => &mut counts.finished,
+                (RELEASED, _) => &mut counts.released,
+                _ => return Err(unreadable("some records", "state")),
+            };
+            *tally += row.get::<_, i64>(2)?.unsigned_abs();
+        }
+        Ok(counts)
+    }
+
+    pub(crate) fn forget(&self, id: &OperationId) -> Answer<Operated> {
+        let now = self.clock.wall();
+        match self.find(id, now)? {
+            Some(record) => self.finish(record.forget(now)),
+            None => Ok(Operated::NotFound),
+        }
+    }
+
+    pub(crate) fn resolve(
+        &self,
+        id: &OperationId,
+        seen: u32,
+        resolution: &Resolution,
+    ) -> Answer<Operated> {
+        let now = self.clock.wall();
+        match self.find(id, now)? {
+            Some(record) => self.finish(record.resolve(seen, resolution, now)),
+            None => Ok(Operated::NotFound),
+        }
+    }
+
+    fn held(
+        &self,
+        lease: &Lease,
+        verb: impl FnOnce(Record, Duration) -> Step<Held>,
+    ) -> Answer<Held> {
+        let now = self.clock.wall();
+        match self.find(&lease.id, now)? {
+            Some(record) => self.finish(verb(record, now)),
+            None => Ok(Held::Lost(Found::Free)),
+        }
+    }
+
+    fn find(&self, id: &OperationId, now: Duration) -> Answer<Option<Record>> {
+        let mut statement = self.connection.prepare_cached(FIND)?;
+        let mut rows = statement.query(params![id.as_bytes().as_slice()])?;
+        let Some(row) = rows.next()? else {
+            return Ok(None);
+        };
+        // ST10: read before it is judged expired, so that nothing unreadable is ever overwritten.
+        let record = read(row)?;
+        Ok(Some(record).filter(|record| !record.is_expired(now)))
+    }
+
+    fn finish<T>(&self, step: Step<T>) -> Answer<T> {
+        if let Some(record) = step.write {
+            self.put(&record)?;
+            self.touched.borrow_mut().push(record.id);
+        }
+        Ok(step.answer)
+    }
+
+    fn put(&self, record: &Record) -> rusqlite::Result<()> {
+        let owner = record.owner.map(Owner::to_bytes);
+        let (state, lease, payload) = match &record.phase {
+            Phase::InFlight { lease_end, retention } => {
+                (IN_FLIGHT, Some((lease_end.0, retention.0)), None)
+            }
+            Phase::Finished { payload } => (FINISHED, None, Some(&payload[..])),
+            Phase::Released => (RELEASED, None, None),
+            Phase::GivenUp => (GIVEN_UP, None, None),
+        };
+        self.connection.prepare_cached(PUT)?.execute(params![
+            record.id.as_bytes().as_slice(),
+            owner.as_ref().map(<[u8; 16]>::as_slice),
+            record.fence.cast_signed(),
+            record.previous_vanished,
+            state,
+            record.fingerprint.encode(),
+            lease.map(|(end, _)| end.cast_signed()),
+            lease.map(|(_, retention)| retention.cast_signed()),
+            record.expires.0.cast_signed(),
+            payload,
+        ])?;
+        Ok(())
+    }
+}
+
+/// The clock's time as SQL compares it. Every kept moment is a whole millisecond, so cutting `now`
+/// off changes no comparison.
+fn milliseconds(now: Duration) -> i64 {
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Reads a row of [`FIND`] or [`PAGE`].
+fn read(row: &Row<'_>) -> Answer<Record> {
+    let id = blob(row, 0)?
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(OperationId::from_bytes)
+        .ok_or_else(|| unreadable("a record", "id"))?;
+    let bad = |column| unreadable(&id.to_string(), column);
+    let number = |column, name| number(row, column)?.ok_or_else(|| bad(name));
+
+    let owner = match blob(row, 1)? {
+        None => None,
+        Some(bytes) => Some(bytes.try_into().map(Owner::from_bytes).map_err(|_| bad("owner"))?),
+    };
+    let fingerprint =
+        blob(row, 5)?.and_then(Fingerprint::decode).ok_or_else(|| bad("fingerprint"))?;
+    let phase = match number(4, "state")?.cast_signed() {
+        IN_FLIGHT => Phase::InFlight {
+            lease_end: Moment(number(6, "lease")?),
+            retention: Milliseconds(number(7, "retention")?),
+        },
+        FINISHED => Phase::Finished {
+            payload: blob(row, 9)?.map(Bytes::copy_from_slice).ok_or_else(|| bad("payload"))?,
+        },
+        RELEASED => Phase::Released,
+        GIVEN_UP => Phase::GivenUp,
+        _ => return Err(bad("state")),
+    };
+    Ok(Record {
+        id,
+        owner,
+        fence: number(2, "fence")?,
+        previous_vanished: number(3, "previous_vanished")? != 0,
+        fingerprint,
+        expires: Moment(number(8, "expiry")?),
+        phase,
+    })
+}
+
+fn blob<'r>(row: &'r Row<'_>, column: usize) -> Answer<Option<&'r [u8]>> {
+    match row.get_ref(column)? {
+        ValueRef::Blob(bytes) => Ok(Some(bytes)),
+        _ => Ok(None),
+    }
+}
+
+fn number(row: &Row<'_>, column: usize) -> Answer<Option<u64>> {
+    match row.get_ref(column)? {
+        ValueRef::Integer(number) => Ok(u64::try_from(number).ok()),
+        _ => Ok(None),
+    }
+}
+
+fn unreadable(what: &str, column: &str) -> Failure {
+    Failure::Refused(StoreError::new(
+        StoreErrorKind::Unreadable,
+        format!(
+            "{what} in the SQLite file can't be read: this build does not understand its {column}; \
+             a newer build may have written it"
+        ),
+    ))
+}

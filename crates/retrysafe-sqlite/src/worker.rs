@@ -1,0 +1,256 @@
+//! The two threads of a store: one writes, one reads. Callers send jobs and wait for answers.
+//!
+//! The writer takes turns. A turn is one transaction: it runs every job that is waiting, commits
+//! once, and only then answers, so that many callers share one flush to the disk and none waits for
+//! a timer.
+
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use retrysafe_core::{Clock, StoreError, StoreErrorKind};
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    error::{is_busy, is_full, nothing_changed, store_error},
+    open::{BUSY_PAUSE, busy_tries},
+    records::{Failure, Records},
+    watch::Watches,
+};
+
+/// How many jobs share a transaction at most.
+const TURN: usize = 256;
+
+/// How many jobs wait at most. Past that, callers wait for room, and leave when they are dropped.
+const QUEUE: usize = 4 * TURN;
+
+/// What becomes of a job whose caller has gone before it ran.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Abandoned {
+    /// It runs: an outcome or a released key is worth keeping, whoever hears of it.
+    Runs,
+    /// It is skipped: nobody would complete what it claims, or read what it finds.
+    Skipped,
+}
+
+/// A thread with a connection of its own. Dropping it waits until what was sent has been done.
+pub(crate) struct Worker {
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    pub(crate) fn writer(
+        connection: Connection,
+        clock: Arc<dyn Clock>,
+        watches: Arc<Watches>,
+        path: Arc<Path>,
+        busy_timeout: Duration,
+    ) -> io::Result<Self> {
+        Self::spawn("retrysafe-sqlite-writer", move |jobs| {
+            Writer { connection, clock, watches, path, busy_timeout, jobs }.run();
+        })
+    }
+
+    pub(crate) fn reader(
+        connection: Connection,
+        clock: Arc<dyn Clock>,
+        path: Arc<Path>,
+    ) -> io::Result<Self> {
+        Self::spawn("retrysafe-sqlite-reader", move |mut jobs| {
+            while let Some(mut job) = jobs.blocking_recv() {
+                let records = Records::new(&connection, &*clock);
+                match job.run(&records) {
+                    Ok(()) => job.answer(),
+                    Err(error) => job.fail(store_error(&path, &Arc::new(error))),
+                }
+            }
+        })
+    }
+
+    fn spawn(
+        name: &str,
+        run: impl FnOnce(mpsc::Receiver<Box<dyn Job>>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (jobs, waiting) = mpsc::channel(QUEUE);
+        let thread = thread::Builder::new().name(name.into()).spawn(move || run(waiting))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Has the thread do something and waits for the answer.
+    ///
+    /// Dropping the future before the job was sent means that it is never done. Later it changes
+    /// nothing for the others of its turn.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        abandoned: Abandoned,
+        act: impl FnMut(&Records<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(Pending { act, outcome: None, reply, abandoned });
+        let stopped = || {
+            StoreError::new(StoreErrorKind::Unavailable, "the SQLite store's thread has stopped")
+        };
+        let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
+        jobs.send(job).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by its callers' errors.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Something to do with the records, and where its answer goes. Runs again if its turn is undone.
+pub(crate) trait Job: Send {
+    fn run(&mut self, records: &Records<'_>) -> rusqlite::Result<()>;
+    fn answer(self: Box<Self>);
+    fn fail(self: Box<Self>, error: StoreError);
+}
+
+struct Pending<T, F> {
+    act: F,
+    outcome: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+    abandoned: Abandoned,
+}
+
+impl<T, F> Job for Pending<T, F>
+where
+    T: Send,
+    F: FnMut(&Records<'_>) -> Result<T, Failure> + Send,
+{
+    fn run(&mut self, records: &Records<'_>) -> rusqlite::Result<()> {
+        if self.abandoned == Abandoned::Skipped && self.reply.is_closed() {
+            return Ok(());
+        }
+        self.outcome = match (self.act)(records) {
+            Ok(answer) => Some(Ok(answer)),
+            Err(Failure::Refused(error)) => Some(Err(error)),
+            Err(Failure::Sqlite(error)) => return Err(error),
+        };
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Some(outcome) = self.outcome {
+            // ST11: a caller that has gone does not matter to the others.
+            let _ = self.reply.send(outcome);
+        }
+    }
+
+    fn fail(self: Box<Self>, error: StoreError) {
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+struct Writer {
+    connection: Connection,
+    clock: Arc<dyn Clock>,
+    watches: Arc<Watches>,
+    path: Arc<Path>,
+    busy_timeout: Duration,
+    jobs: mpsc::Receiver<Box<dyn Job>>,
+}
+
+/// Why a turn was not committed.
+enum Aborted {
+    /// It could not begin: no job would have fared better.
+    NotBegun(StoreError),
+    /// It was rolled back whole: nothing changed.
+    Undone(rusqlite::Error),
+    /// It may have been committed or not.
+    Unknown(rusqlite::Error),
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut turn = Vec::with_capacity(TURN);
+        while let Some(job) = self.jobs.blocking_recv() {
+            turn.push(job);
+            while turn.len() < TURN
+                && let Ok(job) = self.jobs.try_recv()
+            {
+                turn.push(job);
+            }
+            self.take(&mut turn);
+        }
+    }
+
+    /// Runs a turn, commits it, and answers.
+    fn take(&mut self, turn: &mut Vec<Box<dyn Job>>) {
+        match self.commit(turn) {
+            Ok(()) => turn.drain(..).for_each(Job::answer),
+            Err(Aborted::Undone(_)) if turn.len() > 1 => {
+                // One job must not fail the others: each gets a transaction of its own.
+                for job in turn.drain(..) {
+                    self.take(&mut vec![job]);
+                }
+            }
+            Err(Aborted::Undone(error) | Aborted::Unknown(error)) => {
+                let error = Arc::new(error);
+                turn.drain(..).for_each(|job| job.fail(store_error(&self.path, &error)));
+            }
+            Err(Aborted::NotBegun(error)) => {
+                let (kind, context) = (error.kind(), error.to_string());
+                turn.drain(..).for_each(|job| job.fail(StoreError::new(kind, context.clone())));
+            }
+        }
+    }
+
+    fn commit(&self, turn: &mut [Box<dyn Job>]) -> Result<(), Aborted> {
+        let not_begun = |error| Aborted::NotBegun(nothing_changed(&self.path, &Arc::new(error)));
+        // Waits for other processes here, where nothing has been read yet; every record is read
+        // inside the transaction, so nobody acts on what another process has changed since.
+        self.begin().map_err(not_begun)?;
+        let records = Records::new(&self.connection, &*self.clock);
+        let ran = records.check_version().map_err(|failure| match failure {
+            Failure::Refused(error) => Aborted::NotBegun(error),
+            Failure::Sqlite(error) => not_begun(error),
+        });
+        let ran = ran.and_then(|()| {
+            turn.iter_mut().try_for_each(|job| job.run(&records)).map_err(Aborted::Undone)
+        });
+        // A turn that changed nothing writes nothing, and its COMMIT flushes nothing.
+        let done = ran.and_then(|()| {
+            self.execute("COMMIT").map_err(|error| match is_full(&error) {
+                true => Aborted::Undone(error),
+                false => Aborted::Unknown(error),
+            })
+        });
+        let touched = records.into_touched();
+        if done.is_err() && !self.connection.is_autocommit() {
+            // SQLite has rolled back by itself in the cases in which this could fail.
+            let _ = self.execute("ROLLBACK");
+        }
+        done.map(|()| self.watches.wake(&touched))
+    }
+
+    fn begin(&self) -> rusqlite::Result<()> {
+        let mut tries = busy_tries(self.busy_timeout);
+        loop {
+            match self.execute("BEGIN IMMEDIATE") {
+                Err(error) if is_busy(&error) && tries > 0 => {
+                    tries -= 1;
+                    thread::sleep(BUSY_PAUSE);
+                }
+                begun => return begun,
+            }
+        }
+    }
+
+    fn execute(&self, statement: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(statement)?.execute([]).map(drop)
+    }
+}
