@@ -1,0 +1,465 @@
+//! The bodies that pass through a guarded service.
+//!
+//! A request that is not guarded keeps its own body, untouched. A guarded one has been read ahead;
+//! what is longer than `inline_body` is hashed on its way to the handler, in constant memory (F4).
+
+use std::{
+    collections::VecDeque,
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use retrysafe_core::{BodyHasher, BodyPart, Extent};
+
+use crate::stream::Live;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+pin_project! {
+    /// The body of a request, as the inner service is given it.
+    pub struct RequestBody<B> {
+        #[pin]
+        kind: RequestKind<B>,
+    }
+}
+
+pin_project! {
+    #[project = RequestKindProject]
+    enum RequestKind<B> {
+        Passed { #[pin] body: B },
+        Read { data: Option<Bytes>, trailers: Option<HeaderMap> },
+        Streamed { read: VecDeque<Bytes>, rest: B, tap: Arc<Tap> },
+    }
+}
+
+impl<B> RequestBody<B> {
+    pub(crate) fn passed(body: B) -> Self {
+        Self { kind: RequestKind::Passed { body } }
+    }
+
+    /// The body that came, if this request was not guarded: adapters hand it on as it is.
+    ///
+    /// # Errors
+    ///
+    /// This body itself, if it has been read ahead.
+    #[expect(clippy::result_large_err, reason = "the error is the body, which goes on as it is")]
+    pub fn into_passed(self) -> Result<B, Self> {
+        match self.kind {
+            RequestKind::Passed { body } => Ok(body),
+            kind => Err(Self { kind }),
+        }
+    }
+}
+
+impl<B> Body for RequestBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            RequestKindProject::Passed { body } => {
+                body.poll_frame(cx).map(|frame| frame.map(|it| it.map_err(Into::into)))
+            }
+            RequestKindProject::Read { data, trailers } => Poll::Ready(
+                data.take()
+                    .filter(|data| !data.is_empty())
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .map(Ok),
+            ),
+            RequestKindProject::Streamed { read, rest, tap } => {
+                if let Some(data) = read.pop_front() {
+                    tap.saw(&data);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                let frame = ready!(Pin::new(rest).poll_frame(cx));
+                Poll::Ready(match frame {
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            tap.saw(data);
+                        }
+                        Some(Ok(frame))
+                    }
+                    Some(Err(error)) => {
+                        tap.broke_off();
+                        Some(Err(error.into()))
+                    }
+                    None if tap.ended() => None,
+                    None => Some(Err(IncompleteBody.into())),
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            RequestKind::Passed { body } => body.is_end_stream(),
+            RequestKind::Read { data, trailers } => {
+                trailers.is_none() && data.as_ref().is_none_or(Bytes::is_empty)
+            }
+            // Only polling to the end says that it ended well.
+            RequestKind::Streamed { .. } => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            RequestKind::Passed { body } => body.size_hint(),
+            RequestKind::Read { data, .. } => {
+                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            RequestKind::Streamed { read, rest, .. } => after(read, rest.size_hint()),
+        }
+    }
+}
+
+impl<B> fmt::Debug for RequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").finish_non_exhaustive()
+    }
+}
+
+/// A request body that ended before its end.
+#[derive(Debug)]
+pub(crate) struct IncompleteBody;
+
+impl fmt::Display for IncompleteBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request body ended early")
+    }
+}
+
+impl Error for IncompleteBody {}
+
+/// A request body of which the beginning has been read.
+pub(crate) struct ReadAhead<B> {
+    frames: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// What has not been read yet; `None` if the body ended within `inline_body`.
+    rest: Option<B>,
+    content_length: Option<u64>,
+}
+
+impl<B> ReadAhead<B> {
+    /// The whole body, if it ended within `inline_body`.
+    pub(crate) fn whole(&self) -> Option<&Bytes> {
+        self.frames.front().filter(|_| self.rest.is_none())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
+    /// Reads until the end, or until more than `inline_body` bytes have come.
+    ///
+    /// # Errors
+    ///
+    /// [`IncompleteBody`] if the body breaks off, or ends before its `Content-Length`.
+    pub(crate) async fn read(
+        mut body: B,
+        headers: &HeaderMap,
+        inline_body: usize,
+    ) -> Result<Self, IncompleteBody> {
+        let content_length = headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let mut frames = VecDeque::new();
+        let mut trailers = None;
+        let mut length = 0;
+        while length <= inline_body as u64 {
+            let Some(frame) = next_frame(&mut body).await else {
+                let whole = content_length.is_none_or(|expected| expected == length);
+                return if whole {
+                    let frames = [joined(frames, length as usize)].into();
+                    Ok(Self { frames, trailers, rest: None, content_length })
+                } else {
+                    Err(IncompleteBody)
+                };
+            };
+            match frame.map_err(|_| IncompleteBody)?.into_data() {
+                Ok(data) => {
+                    length += data.len() as u64;
+                    frames.push_back(data);
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        Ok(Self { frames, trailers, rest: Some(body), content_length })
+    }
+
+    /// The body for the handler, and what sees how a long one goes by.
+    pub(crate) fn into_body(mut self, hasher: BodyHasher) -> (RequestBody<B>, Option<Arc<Tap>>) {
+        match self.rest {
+            None => {
+                let (data, trailers) = (self.frames.pop_front(), self.trailers);
+                (RequestBody { kind: RequestKind::Read { data, trailers } }, None)
+            }
+            Some(rest) => {
+                let tap = Arc::new(Tap::new(hasher, self.content_length));
+                let kind =
+                    RequestKind::Streamed { read: self.frames, rest, tap: tap.clone() };
+                (RequestBody { kind }, Some(tap))
+            }
+        }
+    }
+
+    /// Hashes this body the way a record's was, over the record's length, and discards it (F4).
+    ///
+    /// # Errors
+    ///
+    /// [`IncompleteBody`] if it breaks off.
+    pub(crate) async fn matches(
+        mut self,
+        mut hasher: BodyHasher,
+        kept: &BodyPart,
+    ) -> Result<bool, IncompleteBody> {
+        let mut seen = 0;
+        let mut left = kept.length;
+        loop {
+            let data = match self.frames.pop_front() {
+                Some(data) => data,
+                None => match &mut self.rest {
+                    None => break,
+                    Some(rest) => match next_frame(rest).await {
+                        None => break,
+                        Some(frame) => match frame.map_err(|_| IncompleteBody)?.into_data() {
+                            Ok(data) => data,
+                            Err(_) => continue,
+                        },
+                    },
+                },
+            };
+            seen += data.len() as u64;
+            let covered = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            hasher.update(&data[..covered]);
+            left -= covered as u64;
+            if covered < data.len() && kept.extent == Extent::Whole {
+                return Ok(false);
+            }
+        }
+        if self.content_length.is_some_and(|expected| expected != seen) {
+            return Err(IncompleteBody);
+        }
+        Ok(left == 0 && hasher.so_far(kept.extent) == *kept)
+    }
+}
+
+fn joined(mut frames: VecDeque<Bytes>, length: usize) -> Bytes {
+    match frames.pop_front() {
+        None => Bytes::new(),
+        Some(only) if frames.is_empty() => only,
+        Some(first) => {
+            let mut whole = BytesMut::with_capacity(length);
+            whole.extend_from_slice(&first);
+            frames.iter().for_each(|data| whole.extend_from_slice(data));
+            whole.freeze()
+        }
+    }
+}
+
+async fn next_frame<B: Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
+    std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+}
+
+/// Sees a long request body go by to the handler.
+pub(crate) struct Tap(Mutex<Seen>);
+
+struct Seen {
+    hasher: BodyHasher,
+    length: u64,
+    content_length: Option<u64>,
+    extent: Extent,
+    broke_off: bool,
+}
+
+impl Tap {
+    fn new(hasher: BodyHasher, content_length: Option<u64>) -> Self {
+        let extent = Extent::Prefix;
+        Self(Mutex::new(Seen { hasher, length: 0, content_length, extent, broke_off: false }))
+    }
+
+    fn saw(&self, data: &[u8]) {
+        let mut seen = self.seen();
+        seen.hasher.update(data);
+        seen.length += data.len() as u64;
+    }
+
+    fn broke_off(&self) {
+        self.seen().broke_off = true;
+    }
+
+    /// The body ended; `false` if it had announced more.
+    fn ended(&self) -> bool {
+        let mut seen = self.seen();
+        let whole = seen.content_length.is_none_or(|expected| expected == seen.length);
+        if whole {
+            seen.extent = Extent::Whole;
+        } else {
+            seen.broke_off = true;
+        }
+        whole
+    }
+
+    /// The part of the body that the handler has been given so far, or `None` if it broke off.
+    pub(crate) fn part(&self) -> Option<BodyPart> {
+        let seen = self.seen();
+        (!seen.broke_off).then(|| seen.hasher.so_far(seen.extent))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pin_project! {
+    /// The body of a response, as a guarded service gives it.
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: ResponseKind<B>,
+    }
+}
+
+pin_project! {
+    #[project = ResponseKindProject]
+    enum ResponseKind<B> {
+        Passed { #[pin] body: B },
+        Kept { data: VecDeque<Bytes>, trailers: Option<HeaderMap> },
+        Resumed { data: VecDeque<Bytes>, rest: Pin<Box<B>> },
+        Live { live: Live },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    pub(crate) fn passed(body: B) -> Self {
+        Self { kind: ResponseKind::Passed { body } }
+    }
+
+    pub(crate) fn kept(data: impl Into<VecDeque<Bytes>>, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: ResponseKind::Kept { data: data.into(), trailers } }
+    }
+
+    pub(crate) fn live(live: Live) -> Self {
+        Self { kind: ResponseKind::Live { live } }
+    }
+
+    pub(crate) fn resumed(data: Vec<Bytes>, rest: Pin<Box<B>>) -> Self {
+        Self { kind: ResponseKind::Resumed { data: data.into(), rest } }
+    }
+
+    /// The body that the inner service gave, if this response was not guarded: adapters hand it on
+    /// as it is.
+    ///
+    /// # Errors
+    ///
+    /// This body itself, if it is anything else.
+    #[expect(clippy::result_large_err, reason = "the error is the body, which goes on as it is")]
+    pub fn into_passed(self) -> Result<B, Self> {
+        match self.kind {
+            ResponseKind::Passed { body } => Ok(body),
+            kind => Err(Self { kind }),
+        }
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            ResponseKindProject::Passed { body } => {
+                body.poll_frame(cx).map(|frame| frame.map(|it| it.map_err(Into::into)))
+            }
+            ResponseKindProject::Kept { data, trailers } => Poll::Ready(
+                next_data(data)
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .map(Ok),
+            ),
+            ResponseKindProject::Resumed { data, rest } => match next_data(data) {
+                Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+                None => rest
+                    .as_mut()
+                    .poll_frame(cx)
+                    .map(|frame| frame.map(|it| it.map_err(Into::into))),
+            },
+            ResponseKindProject::Live { live } => live.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            ResponseKind::Passed { body } => body.is_end_stream(),
+            ResponseKind::Kept { data, trailers } => {
+                trailers.is_none() && data.iter().all(Bytes::is_empty)
+            }
+            ResponseKind::Resumed { data, rest } => data.is_empty() && rest.is_end_stream(),
+            // Only polling to the end says that it ended well.
+            ResponseKind::Live { .. } => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            ResponseKind::Passed { body } => body.size_hint(),
+            ResponseKind::Kept { data, trailers } => {
+                let length = data.iter().map(|data| data.len() as u64).sum();
+                match trailers {
+                    None => SizeHint::with_exact(length),
+                    // R6: HTTP/1.1 sends trailers after a chunked body only.
+                    Some(_) => {
+                        let mut hint = SizeHint::new();
+                        hint.set_lower(length);
+                        hint
+                    }
+                }
+            }
+            ResponseKind::Resumed { data, rest } => after(data, rest.size_hint()),
+            ResponseKind::Live { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
+
+/// The size of a body of which `read` has been read already.
+fn after(read: &VecDeque<Bytes>, rest: SizeHint) -> SizeHint {
+    let read: u64 = read.iter().map(|data| data.len() as u64).sum();
+    let mut hint = SizeHint::new();
+    hint.set_lower(rest.lower().saturating_add(read));
+    if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(read)) {
+        hint.set_upper(upper);
+    }
+    hint
+}
+
+fn next_data(data: &mut VecDeque<Bytes>) -> Option<Bytes> {
+    loop {
+        let next = data.pop_front()?;
+        if !next.is_empty() {
+            return Some(next);
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! The engine: what every front door goes through. It asks the store, decides, keeps the lease of
+//! what runs, and writes the outcome; it knows nothing of HTTP bodies.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use retrysafe_core::{
+    About, Acquired, Begin, Claim, Clock, ConfigError, Entropy, Fingerprint, Held, Lease,
+    OperationId, Owner, Settings, Store, StoreError, StoreErrorKind, Swept, SystemClock,
+    SystemEntropy,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{execution::Execution, keeper::Keeper, observe, waiting::WaitingRoom};
+
+/// One store and everything in this process that works on it: leases being renewed, duplicates
+/// that wait, executions in flight, the sweeper. Layers that share an engine share all of these.
+///
+/// ```
+/// use retrysafe::{Engine, MemoryStore};
+///
+/// let engine = Engine::builder(MemoryStore::new()).max_in_flight(1024).build()?;
+/// # Ok::<(), retrysafe::ConfigError>(())
+/// ```
+pub struct Engine<S>(Arc<Inner<S>>);
+
+struct Inner<S> {
+    store: S,
+    about: About,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    executions: Option<Arc<Semaphore>>,
+    keeper: Keeper,
+    room: Arc<WaitingRoom>,
+    tasks: TaskTracker,
+    sweep_every: Option<Duration>,
+    sweeping: AtomicBool,
+}
+
+impl<S> Clone for Engine<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: Store> Engine<S> {
+    /// Starts an engine on a store.
+    pub fn builder(store: S) -> EngineBuilder<S> {
+        EngineBuilder {
+            store,
+            clock: Arc::new(SystemClock::new()),
+            entropy: Arc::new(SystemEntropy),
+            max_in_flight: None,
+            sweep_every: Some(Duration::from_secs(60)),
+        }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &S {
+        &self.0.store
+    }
+
+    /// Waits until nothing is in flight: executions, their records, and what is being released in
+    /// the background (E1). Stop accepting requests first. New requests are still served.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops waiting and changes nothing.
+    pub async fn drain(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// How many tasks a [`drain`](Self::drain) would wait for now.
+    pub fn in_flight(&self) -> usize {
+        self.0.tasks.len()
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakEngine<S> {
+        WeakEngine(Arc::downgrade(&self.0))
+    }
+
+    pub(crate) fn about(&self) -> About {
+        self.0.about
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    pub(crate) fn keeper(&self) -> &Keeper {
+        &self.0.keeper
+    }
+
+    pub(crate) fn room(&self) -> &Arc<WaitingRoom> {
+        &self.0.room
+    }
+
+    /// Runs something that no client can stop, and that a drain waits for (E1).
+    pub(crate) fn detach<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        self.0.tasks.spawn(task)
+    }
+
+    /// The right to run one more handler; `None` when the bound is reached (E6).
+    pub(crate) fn permit(&self) -> Option<Permit> {
+        let semaphore = match &self.0.executions {
+            None => None,
+            Some(executions) => Some(executions.clone().try_acquire_owned().ok()?),
+        };
+        Some(Permit { _semaphore: semaphore })
+    }
+
+    /// Claims an operation. A claim whose answer was lost is repeated with the same owner; if that
+    /// does not help it is released in the background, because no handler has started (D5).
+    pub(crate) async fn begin(
+        &self,
+        settings: &Arc<Settings>,
+        id: OperationId,
+        fingerprint: &Fingerprint,
+        take_over: bool,
+    ) -> Result<Begun<S>, BeginError> {
+        self.start_sweeping();
+        let claim = Claim {
+            id,
+            owner: Owner::new(&*self.0.entropy),
+            fingerprint: fingerprint.clone(),
+            lease: settings.lease,
+            retention: settings.retention,
+            take_over,
+        };
+        // R7: a claim holds for a lease from when it was *first* sent; a repeated one that is
+        // granted may have been granted then.
+        let sent = Instant::now();
+        let deadline = settings.store_deadline;
+        // D5: dropped here, or the answer lost, the claim may stand. The guard releases it.
+        let guard = Unanswered::new(self, settings, &claim);
+        let mut answer = self.call("begin", deadline, self.0.store.begin(&claim)).await;
+        let mut lost = false;
+        if let Err(error) = &answer
+            && error.is_ambiguous()
+        {
+            lost = true;
+            answer = self.call("begin", deadline, self.0.store.begin(&claim)).await;
+        }
+        match answer {
+            Ok(Begin::Acquired(acquired)) => {
+                guard.answered();
+                let lease = lease_of(&claim, acquired);
+                let execution =
+                    Execution::new(self.clone(), settings.clone(), lease, claim.fingerprint, sent);
+                Ok(Begun::Acquired(acquired, execution))
+            }
+            Ok(Begin::Found(found)) => {
+                guard.answered();
+                Ok(Begun::Found(found))
+            }
+            Err(error) if lost || error.is_ambiguous() => Err(BeginError::Lost),
+            Err(error) => {
+                guard.answered();
+                Err(match error.kind() {
+                    StoreErrorKind::Unreachable => BeginError::Unreachable,
+                    _ => BeginError::Refused,
+                })
+            }
+        }
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        lease: &Lease,
+        lease_for: Duration,
+        deadline: Duration,
+    ) -> Result<Held, StoreError> {
+        self.call("renew", deadline, self.0.store.renew(lease, lease_for)).await
+    }
+
+    pub(crate) async fn complete(
+        &self,
+        lease: &Lease,
+        fingerprint: &Fingerprint,
+        payload: Bytes,
+        retention: Duration,
+        deadline: Duration,
+    ) -> Result<Held, StoreError> {
+        let call = self.0.store.complete(lease, fingerprint, payload, retention);
+        self.call("complete", deadline, call).await
+    }
+
+    pub(crate) async fn release(
+        &self,
+        lease: &Lease,
+        settings: &Settings,
+    ) -> Result<Held, StoreError> {
+        let call = self.0.store.release(lease, settings.keep_counters_for());
+        self.call("release", settings.store_deadline, call).await
+    }
+
+    /// Waits until attempt `seen` may no longer be in flight.
+    pub(crate) async fn changed(
+        &self,
+        id: &OperationId,
+        seen: u32,
+        within: Duration,
+        deadline: Duration,
+    ) -> Result<(), StoreError> {
+        // Not a call that is measured: it is meant to take long.
+        match timeout(within + deadline, self.0.store.changed(id, seen, within)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(late("changed", deadline)),
+        }
+    }
+
+    /// Releases a claim whose handler never ran, for as long as it may matter. The claim itself may
+    /// still be under way to the store, so an answer that there is nothing to release is asked for
+    /// more than once.
+    pub(crate) fn release_in_background(&self, lease: Lease, settings: Arc<Settings>) {
+        let engine = self.clone();
+        // A process that is going down has no runtime any more; the lease runs out then.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        self.0.tasks.spawn_on(
+            async move {
+                let mut confirmations = 0;
+                let mut pause = Pause::new(settings.max_execution);
+                while pause.again().await {
+                    match engine.release(&lease, &settings).await {
+                        Ok(Held::Lost(retrysafe_core::Found::Free)) if confirmations < 2 => {
+                            confirmations += 1;
+                        }
+                        Ok(_) => return,
+                        Err(_) => {}
+                    }
+                }
+            },
+            &runtime,
+        );
+    }
+
+    async fn call<T>(
+        &self,
+        verb: &'static str,
+        deadline: Duration,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let sent = Instant::now();
+        let answer = match timeout(deadline, call).await {
+            Ok(answer) => answer,
+            Err(_) => Err(late(verb, deadline)),
+        };
+        observe::store_call(self.0.about.engine, verb, sent.elapsed(), answer.as_ref().err());
+        answer
+    }
+
+    /// R8: the engine sweeps by itself, from its first request on, until it is dropped.
+    fn start_sweeping(&self) {
+        let Some(every) = self.0.sweep_every else { return };
+        if self.0.sweeping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let weak = self.downgrade();
+        tokio::spawn(async move {
+            loop {
+                sleep(every.mul_f64(rand::random_range(0.5..1.5))).await;
+                let Some(engine) = weak.upgrade() else { return };
+                engine.sweep().await;
+            }
+        });
+    }
+
+    async fn sweep(&self) {
+        const BATCH: usize = 1000;
+        const DEADLINE: Duration = Duration::from_secs(30);
+        loop {
+            match self.call("sweep", DEADLINE, self.0.store.sweep(BATCH)).await {
+                Ok(Swept { removed, more }) => {
+                    observe::swept(removed);
+                    if !more {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl<S> fmt::Debug for Engine<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("store", &self.0.about.engine).finish_non_exhaustive()
+    }
+}
+
+/// An engine that does not keep itself alive.
+pub(crate) struct WeakEngine<S>(Weak<Inner<S>>);
+
+impl<S> WeakEngine<S> {
+    pub(crate) fn upgrade(&self) -> Option<Engine<S>> {
+        self.0.upgrade().map(Engine)
+    }
+}
+
+/// Builds an [`Engine`].
+pub struct EngineBuilder<S> {
+    store: S,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    max_in_flight: Option<usize>,
+    sweep_every: Option<Duration>,
+}
+
+impl<S: Store> EngineBuilder<S> {
+    /// Bounds the executions in flight in this process; the next one is answered 503 before any
+    /// store call (E6). Unbounded by default.
+    pub fn max_in_flight(mut self, bound: usize) -> Self {
+        self.max_in_flight = Some(bound);
+        self
+    }
+
+    /// How often expired records are swept, with jitter; `None` leaves it to somebody else (R8).
+    /// 60 s by default.
+    pub fn sweep_every(mut self, every: Option<Duration>) -> Self {
+        self.sweep_every = every;
+        self
+    }
+
+    /// What tells the time that keys are aged by and records are stamped with.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// What owners are drawn from.
+    pub fn entropy(mut self, entropy: Arc<dyn Entropy>) -> Self {
+        self.entropy = entropy;
+        self
+    }
+
+    /// The engine.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if a bound or an interval is zero.
+    pub fn build(self) -> Result<Engine<S>, ConfigError> {
+        if self.max_in_flight == Some(0) {
+            return Err(ConfigError::new("max_in_flight", "must be 1 or more"));
+        }
+        if self.sweep_every.is_some_and(|every| every.is_zero()) {
+            return Err(ConfigError::new("sweep_every", "must be longer than zero"));
+        }
+        Ok(Engine(Arc::new(Inner {
+            about: self.store.about(),
+            store: self.store,
+            clock: self.clock,
+            entropy: self.entropy,
+            executions: self
+                .max_in_flight
+                .map(|bound| Arc::new(Semaphore::new(bound.min(Semaphore::MAX_PERMITS)))),
+            keeper: Keeper::default(),
+            room: Arc::default(),
+            tasks: TaskTracker::new(),
+            sweep_every: self.sweep_every,
+            sweeping: AtomicBool::new(false),
+        })))
+    }
+}
+
+impl<S> fmt::Debug for EngineBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBuilder").finish_non_exhaustive()
+    }
+}
+
+/// The answer to a claim.
+pub(crate) enum Begun<S: Store> {
+    /// It is ours to run.
+    Acquired(Acquired, Execution<S>),
+    /// It is not, and this is what is true.
+    Found(retrysafe_core::Found),
+}
+
+/// Why a claim was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BeginError {
+    /// Nothing was sent: the only case in which a request may be let through unprotected (D4).
+    Unreachable,
+    /// The store said no: it is full, or the record can't be read.
+    Refused,
+    /// It may have been granted. It is being released in the background.
+    Lost,
+    /// The store was not asked: too many executions are in flight (E6).
+    Overloaded,
+}
+
+/// Bounds the executions in flight, and counts them.
+pub(crate) struct Permit {
+    _semaphore: Option<OwnedSemaphorePermit>,
+}
+
+/// A claim that was sent and not yet answered. Dropped unanswered, it is released (D5).
+struct Unanswered<'a, S: Store> {
+    engine: &'a Engine<S>,
+    settings: &'a Arc<Settings>,
+    claim: &'a Claim,
+    answered: bool,
+}
+
+impl<'a, S: Store> Unanswered<'a, S> {
+    fn new(engine: &'a Engine<S>, settings: &'a Arc<Settings>, claim: &'a Claim) -> Self {
+        Self { engine, settings, claim, answered: false }
+    }
+
+    fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl<S: Store> Drop for Unanswered<'_, S> {
+    fn drop(&mut self) {
+        if !self.answered {
+            // The owner alone says whose claim it is; nobody knows attempt and fence.
+            let unknown = Acquired { attempt: 0, fence: 0, previous_vanished: false };
+            let lease = lease_of(self.claim, unknown);
+            self.engine.release_in_background(lease, self.settings.clone());
+        }
+    }
+}
+
+/// Pauses between tries, doubling up to five seconds, for a bounded time in all.
+pub(crate) struct Pause {
+    next: Duration,
+    until: Instant,
+}
+
+impl Pause {
+    pub(crate) fn new(in_all: Duration) -> Self {
+        Self { next: Duration::from_millis(50), until: Instant::now() + in_all }
+    }
+
+    /// Sleeps; `false` once the time is up.
+    pub(crate) async fn again(&mut self) -> bool {
+        if Instant::now() >= self.until {
+            return false;
+        }
+        sleep(self.next).await;
+        self.next = (self.next * 2).min(Duration::from_secs(5));
+        true
+    }
+}
+
+fn lease_of(claim: &Claim, acquired: Acquired) -> Lease {
+    Lease {
+        id: claim.id,
+        owner: claim.owner,
+        attempt: acquired.attempt,
+        fence: acquired.fence,
+    }
+}
+
+fn late(verb: &'static str, deadline: Duration) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Timeout,
+        format!("the store did not answer `{verb}` within {deadline:?}"),
+    )
+}

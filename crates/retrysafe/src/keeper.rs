@@ -1,0 +1,227 @@
+//! Keeps the leases of what runs: renews each every third of it, from a task of its own that no
+//! handler can block (E2). One task and one timer for all leases of an engine.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use retrysafe_core::{Held, Lease, Settings, Store};
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, yield_now},
+    time::{Instant, sleep_until},
+};
+
+use crate::{engine::Engine, observe};
+
+/// The leases of one engine, by when they are due to be renewed.
+#[derive(Default)]
+pub(crate) struct Keeper(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    earlier: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    due: BTreeMap<(Instant, u64), Arc<Watched>>,
+    next: u64,
+    /// When the task wakes up by itself. Leases come and go much faster than they are renewed, so
+    /// the task is told only of one that is due before that.
+    sleeps_until: Option<Instant>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// A lease that is being kept. Dropped, it is no longer renewed.
+pub(crate) struct Hold {
+    watched: Arc<Watched>,
+    shared: Arc<Shared>,
+    /// Whether this lease is due before all others, so that the task had to be told of it.
+    woke_keeper: bool,
+}
+
+struct Watched {
+    lease: Lease,
+    settings: Arc<Settings>,
+    number: u64,
+    started: Instant,
+    times: Mutex<Times>,
+    ending: AtomicBool,
+    over: AtomicBool,
+    lost: AtomicBool,
+    lost_now: Notify,
+}
+
+struct Times {
+    due: Instant,
+    /// When the last claim or renewal that was acknowledged was sent (R7).
+    sent: Instant,
+}
+
+impl Keeper {
+    /// Renews a lease that was claimed at `sent`, until the hold is dropped or `max_execution` is
+    /// over.
+    pub(crate) fn hold<S: Store>(
+        &self,
+        engine: &Engine<S>,
+        lease: &Lease,
+        settings: &Arc<Settings>,
+        sent: Instant,
+    ) -> Hold {
+        let due = sent + settings.lease / 3;
+        let mut queue = locked(&self.0.queue);
+        let number = queue.next;
+        queue.next += 1;
+        let watched = Arc::new(Watched {
+            lease: lease.clone(),
+            settings: settings.clone(),
+            number,
+            started: sent,
+            times: Mutex::new(Times { due, sent }),
+            ending: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            lost_now: Notify::new(),
+        });
+        queue.due.insert((due, number), watched.clone());
+        // A runtime that ended took its task with it; an engine may outlive it.
+        if queue.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            let engine = engine.downgrade();
+            queue.sleeps_until = None;
+            queue.task = Some(tokio::spawn(run(engine, self.0.clone())));
+        }
+        let woke_keeper = self.0.wake_for(&mut queue, due);
+        drop(queue);
+        Hold { watched, shared: self.0.clone(), woke_keeper }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(task) = locked(&self.0.queue).task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// Tells the task of a lease that is due before it wakes up by itself.
+    fn wake_for(&self, queue: &mut Queue, due: Instant) -> bool {
+        let earlier = queue.sleeps_until.is_none_or(|until| due < until);
+        if earlier {
+            queue.sleeps_until = Some(due);
+            self.earlier.notify_one();
+        }
+        earlier
+    }
+}
+
+impl Hold {
+    /// Lets the keeper take note of this lease. What a task wakes up runs next on the same thread,
+    /// and no other takes it from there: a handler that then blocks the thread would block the
+    /// keeper with it (E2).
+    pub(crate) async fn noticed(&self) {
+        if self.woke_keeper {
+            yield_now().await;
+        }
+    }
+
+    /// Whether nobody can have taken over yet: the last acknowledged claim or renewal was sent less
+    /// than a lease ago by this process's monotonic clock (R7).
+    pub(crate) fn is_fresh(&self) -> bool {
+        locked(&self.watched.times).sent.elapsed() < self.watched.settings.lease
+    }
+
+    /// The attempt's end is being written. The lease is still renewed, in case that takes long, but
+    /// a renewal that finds it gone has only come after the end.
+    pub(crate) fn ending(&self) {
+        self.watched.ending.store(true, Ordering::Release);
+    }
+
+    /// Waits until a renewal has found that the lease is lost.
+    pub(crate) async fn lost(&self) {
+        let lost_now = self.watched.lost_now.notified();
+        if !self.watched.lost.load(Ordering::Acquire) {
+            lost_now.await;
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.watched.over.store(true, Ordering::Release);
+        let mut queue = locked(&self.shared.queue);
+        let due = locked(&self.watched.times).due;
+        queue.due.remove(&(due, self.watched.number));
+    }
+}
+
+async fn run<S: Store>(engine: crate::engine::WeakEngine<S>, shared: Arc<Shared>) {
+    loop {
+        let (due, next) = {
+            let mut queue = locked(&shared.queue);
+            let later = queue.due.split_off(&(Instant::now(), u64::MAX));
+            let due = std::mem::replace(&mut queue.due, later);
+            queue.sleeps_until = queue.due.first_key_value().map(|((at, _), _)| *at);
+            (due, queue.sleeps_until)
+        };
+        for watched in due.into_values() {
+            let Some(engine) = engine.upgrade() else { return };
+            // Each on its own: a store that answers one late must not delay the others.
+            tokio::spawn(renew(engine, watched, shared.clone()));
+        }
+        match next {
+            Some(at) => {
+                tokio::select! {
+                    () = sleep_until(at) => {}
+                    () = shared.earlier.notified() => {}
+                }
+            }
+            None => shared.earlier.notified().await,
+        }
+    }
+}
+
+async fn renew<S: Store>(engine: Engine<S>, watched: Arc<Watched>, shared: Arc<Shared>) {
+    let settings = &watched.settings;
+    if watched.started.elapsed() >= settings.max_execution {
+        return; // E2: from here on the lease runs out; the handler goes on.
+    }
+    let sent = Instant::now();
+    let answer = engine.renew(&watched.lease, settings.lease, settings.store_deadline).await;
+    // A renewal that crossed the end of its attempt changed nothing and says nothing (ST4).
+    let due = match answer {
+        _ if watched.over.load(Ordering::Acquire) => return,
+        Ok(Held::Applied) => {
+            locked(&watched.times).sent = sent;
+            sent + settings.lease / 3
+        }
+        Ok(Held::Lost(_)) if watched.ending.load(Ordering::Acquire) => return,
+        Ok(Held::Lost(_)) => {
+            observe::lease_lost(&watched.lease.id, watched.lease.attempt);
+            watched.lost.store(true, Ordering::Release);
+            watched.lost_now.notify_waiters();
+            return;
+        }
+        Err(_) => Instant::now() + (settings.lease / 10).min(Duration::from_secs(1)),
+    };
+    let mut queue = locked(&shared.queue);
+    if watched.over.load(Ordering::Acquire) {
+        return;
+    }
+    locked(&watched.times).due = due;
+    queue.due.insert((due, watched.number), watched.clone());
+    shared.wake_for(&mut queue, due);
+}
+
+/// Nothing is left half done under these locks, so a panic elsewhere does not matter.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

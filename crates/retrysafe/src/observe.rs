@@ -1,0 +1,146 @@
+//! What operators see: metrics, the audit log, and the names in them (DESIGN, Observability).
+
+use std::time::Duration;
+
+use retrysafe_core::{OperationId, Settings, StoreError, Trace};
+
+/// What became of a guarded request: the label `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestOutcome {
+    /// The handler ran for it.
+    Executed,
+    /// It was answered from the record.
+    Replayed,
+    /// The handler ran, and the key was freed again.
+    Released,
+    /// Another attempt is running.
+    InProgress,
+    /// The key was used with a different request.
+    KeyReused,
+    /// Nobody knows what an earlier attempt did.
+    OutcomeUnknown,
+    /// The operation is done, and its response was not kept.
+    ResponseUnavailable,
+    /// The handler ran unprotected.
+    Bypassed,
+    /// It was refused before the operation was looked at, or the store did not answer.
+    Rejected,
+    /// The handler ran, but another attempt had taken over: its own answer was not given.
+    Fenced,
+}
+
+impl RequestOutcome {
+    /// The name in metrics and logs.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Executed => "executed",
+            Self::Replayed => "replayed",
+            Self::Released => "released",
+            Self::InProgress => "in_progress",
+            Self::KeyReused => "key_reused",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::ResponseUnavailable => "response_unavailable",
+            Self::Bypassed => "bypassed",
+            Self::Rejected => "rejected",
+            Self::Fenced => "fenced",
+        }
+    }
+}
+
+/// Counts what became of a guarded request and writes it to the audit log. `first_trace` links a
+/// replay to the trace that first ran.
+pub(crate) fn decided(
+    settings: &Settings,
+    outcome: RequestOutcome,
+    operation: Option<&OperationId>,
+    attempt: Option<u32>,
+    trace: Option<Trace>,
+    first_trace: Option<Trace>,
+) {
+    metrics::counter!(
+        "retrysafe_requests_total",
+        "outcome" => outcome.as_str(),
+        "route" => settings.route.clone(),
+    )
+    .increment(1);
+    let span = tracing::Span::current();
+    span.record("outcome", outcome.as_str());
+    span.record("attempt", attempt);
+    if let Some(first) = &first_trace {
+        span.record("first_trace", tracing::field::display(first.trace_id()));
+    }
+    tracing::info!(
+        target: "retrysafe::audit",
+        outcome = outcome.as_str(),
+        route = &*settings.route,
+        operation = operation.map(tracing::field::display),
+        attempt,
+        trace = trace.as_ref().map(|it| tracing::field::display(it.trace_id())),
+        first_trace = first_trace.as_ref().map(|it| tracing::field::display(it.trace_id())),
+        "decided",
+    );
+}
+
+pub(crate) fn store_call(
+    store: &'static str,
+    verb: &'static str,
+    took: Duration,
+    error: Option<&StoreError>,
+) {
+    metrics::histogram!("retrysafe_store_seconds", "store" => store, "verb" => verb)
+        .record(took.as_secs_f64());
+    if let Some(error) = error {
+        let kind = error.kind().as_str();
+        metrics::counter!(
+            "retrysafe_store_errors_total", "store" => store, "verb" => verb, "kind" => kind
+        )
+        .increment(1);
+        tracing::warn!(store, verb, kind, error = %chain(error), "store call failed");
+    }
+}
+
+pub(crate) fn in_flight(change: f64) {
+    metrics::gauge!("retrysafe_in_flight").increment(change);
+}
+
+pub(crate) fn waiters(change: f64) {
+    metrics::gauge!("retrysafe_waiters").increment(change);
+}
+
+pub(crate) fn lease_lost(operation: &OperationId, attempt: u32) {
+    metrics::counter!("retrysafe_lost_leases_total").increment(1);
+    tracing::warn!(%operation, attempt, "lease lost: another attempt has taken over");
+}
+
+pub(crate) fn unrecorded(operation: &OperationId, attempt: u32) {
+    metrics::counter!("retrysafe_unrecorded_total").increment(1);
+    tracing::error!(
+        target: "retrysafe::audit", %operation, attempt,
+        "the outcome could not be recorded; a retry will find it unknown",
+    );
+}
+
+pub(crate) fn panicked(operation: &OperationId, attempt: u32) {
+    metrics::counter!("retrysafe_panics_total").increment(1);
+    tracing::error!(%operation, attempt, "the handler panicked");
+}
+
+pub(crate) fn kept(bytes: usize) {
+    metrics::histogram!("retrysafe_kept_bytes").record(bytes as f64);
+}
+
+pub(crate) fn swept(records: usize) {
+    metrics::counter!("retrysafe_swept_total").increment(records as u64);
+}
+
+/// An error and everything that caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

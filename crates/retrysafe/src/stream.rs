@@ -1,0 +1,249 @@
+//! Responses that go out while they are being made (R5): the execution reads the body, sends it on
+//! and copies it aside; the client's connection only takes what is there.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use retrysafe_core::Store;
+use tokio::sync::{Notify, mpsc};
+
+use crate::{body::BoxError, execution::Execution};
+
+/// How far the execution may be ahead of the client once nothing is copied any more.
+const AHEAD: usize = 64 * 1024;
+
+enum Piece {
+    Frame(Frame<Bytes>),
+    End,
+    BrokeOff(BoxError),
+}
+
+/// The client's end of a live response.
+pub(crate) struct Live {
+    pieces: mpsc::UnboundedReceiver<Piece>,
+    pace: Arc<Pace>,
+    over: bool,
+}
+
+/// The execution's end of a live response. Dropped without an end, the response breaks off.
+pub(crate) struct LiveSender {
+    pieces: mpsc::UnboundedSender<Piece>,
+    pace: Arc<Pace>,
+}
+
+#[derive(Default)]
+struct Pace {
+    waiting: AtomicUsize,
+    moved: Notify,
+}
+
+/// A live response, from both ends.
+pub(crate) fn live() -> (LiveSender, Live) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let pace = Arc::<Pace>::default();
+    let live = Live { pieces: receiver, pace: pace.clone(), over: false };
+    (LiveSender { pieces: sender, pace }, live)
+}
+
+impl Live {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match ready!(self.pieces.poll_recv(cx)) {
+            Some(Piece::Frame(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.pace.waiting.fetch_sub(length, Ordering::AcqRel);
+                self.pace.moved.notify_one();
+                Some(Ok(frame))
+            }
+            Some(Piece::End) => {
+                self.over = true;
+                None
+            }
+            Some(Piece::BrokeOff(error)) => {
+                self.over = true;
+                Some(Err(error))
+            }
+            None => {
+                self.over = true;
+                Some(Err(BrokeOff.into()))
+            }
+        })
+    }
+}
+
+impl LiveSender {
+    // A client that is gone is nobody's loss: the execution reads on for the record.
+    fn send(&self, piece: Piece) {
+        if let Piece::Frame(frame) = &piece {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            self.pace.waiting.fetch_add(length, Ordering::AcqRel);
+        }
+        let _ = self.pieces.send(piece);
+    }
+
+    /// Ends the response well.
+    pub(crate) fn end(self, trailers: Option<HeaderMap>) {
+        if let Some(trailers) = trailers {
+            self.send(Piece::Frame(Frame::trailers(trailers)));
+        }
+        self.send(Piece::End);
+    }
+
+    /// Breaks the response off.
+    pub(crate) fn break_off(self, error: Option<BoxError>) {
+        self.send(Piece::BrokeOff(error.unwrap_or_else(|| BrokeOff.into())));
+    }
+
+    /// Waits until the client has taken most of what was sent, or is gone.
+    async fn keep_pace(&self) {
+        while self.pace.waiting.load(Ordering::Acquire) > AHEAD && !self.pieces.is_closed() {
+            tokio::select! {
+                () = self.pace.moved.notified() => {}
+                () = self.pieces.closed() => {}
+            }
+        }
+    }
+}
+
+/// A response body as far as the execution has read it.
+pub(crate) enum Read<B> {
+    /// To its end.
+    Whole { data: Vec<Bytes>, trailers: Option<HeaderMap> },
+    /// It is longer than what is kept.
+    Long { data: Vec<Bytes>, rest: Pin<Box<B>> },
+    /// It broke off.
+    BrokeOff,
+}
+
+/// Reads a body as long as it may be kept.
+pub(crate) async fn read<B>(body: B, max_kept_body: usize) -> Read<B>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut body = Box::pin(body);
+    let (mut data, mut trailers, mut length) = (Vec::new(), None, 0);
+    if body.size_hint().lower() > max_kept_body as u64 {
+        return Read::Long { data, rest: body };
+    }
+    while length <= max_kept_body {
+        match next_frame(&mut body).await {
+            None => return Read::Whole { data, trailers },
+            Some(Err(_)) => return Read::BrokeOff,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => {
+                    length += piece.len();
+                    data.push(piece);
+                }
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+    }
+    Read::Long { data, rest: body }
+}
+
+/// A live response body that ended well.
+pub(crate) struct Streamed {
+    /// What was copied aside; `None` if it became longer than what is kept.
+    pub(crate) data: Option<Vec<Bytes>>,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// Why a live response did not end well.
+pub(crate) enum Broken {
+    /// Its body broke off.
+    Body,
+    /// The lease was lost (E5).
+    Lease,
+}
+
+/// Reads a body to its end and sends it on, whether or not the client is still there. What has been
+/// `read` already goes out first.
+///
+/// # Errors
+///
+/// [`Broken`] says why it did not end well. The client's response has been broken off then.
+pub(crate) async fn forward<B, S>(
+    read: Vec<Bytes>,
+    mut body: Pin<Box<B>>,
+    max_kept_body: usize,
+    client: LiveSender,
+    execution: &Execution<S>,
+) -> Result<(LiveSender, Streamed), Broken>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    S: Store,
+{
+    let mut copied = Some(Vec::new());
+    let mut length = 0;
+    let mut trailers = None;
+    let mut copy = |piece: &Bytes, copied: &mut Option<Vec<Bytes>>| {
+        length += piece.len();
+        if length > max_kept_body {
+            *copied = None;
+        }
+        if let Some(copied) = copied {
+            copied.push(piece.clone());
+        }
+    };
+    for piece in read {
+        copy(&piece, &mut copied);
+        client.send(Piece::Frame(Frame::data(piece)));
+    }
+    loop {
+        if copied.is_none() {
+            client.keep_pace().await;
+        }
+        let frame = tokio::select! {
+            frame = next_frame(&mut body) => frame,
+            () = execution.lost() => {
+                client.break_off(None);
+                return Err(Broken::Lease);
+            }
+        };
+        match frame {
+            None => return Ok((client, Streamed { data: copied, trailers })),
+            Some(Err(error)) => {
+                client.break_off(Some(error.into()));
+                return Err(Broken::Body);
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => {
+                    copy(&piece, &mut copied);
+                    client.send(Piece::Frame(Frame::data(piece)));
+                }
+                // Held back until the outcome is written: they are the end of the response.
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+    }
+}
+
+async fn next_frame<B: Body>(body: &mut Pin<Box<B>>) -> Option<Result<Frame<B::Data>, B::Error>> {
+    std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await
+}
+
+#[derive(Debug)]
+struct BrokeOff;
+
+impl fmt::Display for BrokeOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the response broke off: its outcome could not be settled")
+    }
+}
+
+impl std::error::Error for BrokeOff {}

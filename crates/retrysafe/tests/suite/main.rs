@@ -1,0 +1,20 @@
+//! The engine and the Tower layer, through the public door: a layer around a service, on the memory
+//! store behind injected faults. Every test is named after the rule of PROTOCOL.md or the row of
+//! LESSONS.md that it keeps.
+
+#![expect(clippy::unwrap_used, reason = "a test that can't go on says where")]
+
+mod bodies;
+mod common;
+mod decisions;
+mod dropped;
+mod executions;
+mod keys;
+mod lessons;
+mod outcomes;
+mod privacy;
+mod recording;
+mod scopes;
+mod streams;
+mod unknown;
+mod waiting;

@@ -1,0 +1,278 @@
+//! Responses that are too long to keep, or that go out while they are made (PROTOCOL 5, R4, R5).
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use retrysafe::{MemoryStore, ResponseBody, StreamedResponse};
+use retrysafe_testkit::{Faulty, Verb};
+use tokio::time::sleep;
+
+use crate::common::*;
+
+/// A layer that keeps 1 KiB at most.
+fn small() -> (TestStore, TestLayer) {
+    let store = store();
+    let layer = layer(&store).settings(|it| it.max_kept_body = 1024).build().unwrap();
+    (store, layer)
+}
+
+fn long() -> Bytes {
+    (0..5000).map(|at| (at % 251) as u8).collect::<Vec<_>>().into()
+}
+
+fn in_pieces() -> Body {
+    pieces((0..5).map(|at| data(long().slice(at * 1000..(at + 1) * 1000))))
+}
+
+#[tokio::test]
+async fn r4_a_response_over_the_cap_passes_whole_and_is_never_run_again() {
+    let bodies: [fn() -> Body; 2] = [|| body(long()), in_pieces];
+    for make in bodies {
+        let (store, layer) = small();
+        let orders = Guarded::new(&layer, move |_, _| async move {
+            Response::builder().status(201).header("location", "/1").body(make()).unwrap()
+        });
+        let response = orders.call(order("k", "a")).await;
+        assert_eq!(state(&store, "k").await, "finished", "before the first byte");
+        let first = Answer::read(response).await;
+        assert_eq!((first.status, &first.body), (201, &long()));
+        let retry = orders.send(order("k", "a")).await;
+        retry.assert_problem(409, "response_unavailable");
+        assert_eq!(retry.member("original_status"), 201);
+        orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
+        assert_eq!(orders.runs(), 1);
+    }
+}
+
+#[tokio::test]
+async fn r4_exactly_the_cap_is_kept() {
+    let (_, layer) = small();
+    let orders = Guarded::new(&layer, |_, _| async { Response::new(body(vec![b'x'; 1024])) });
+    orders.send(order("k", "a")).await;
+    orders.send(order("k", "a")).await.assert_replay(200, &"x".repeat(1024));
+}
+
+#[tokio::test]
+async fn r4_what_the_store_cannot_hold_is_not_kept() {
+    let memory = MemoryStore::builder().max_payload(200).build().unwrap();
+    let store = Faulty::new(memory);
+    let orders = Guarded::new(&layer(&store).build().unwrap(), |_, request: Given| async move {
+        let long = request.headers()["idempotency-key"] == "head";
+        let (head, body_length) = if long { (500, 0) } else { (0, 500) };
+        let response = Response::builder().status(201).header("x-long", "h".repeat(head));
+        response.body(body("b".repeat(body_length))).unwrap()
+    });
+    for key in ["body", "head"] {
+        assert_eq!(orders.send(order(key, "a")).await.status, 201);
+        let retry = orders.send(order(key, "a")).await;
+        retry.assert_problem(409, "response_unavailable");
+        assert_eq!(retry.member("original_status"), 201);
+    }
+    assert_eq!(orders.runs(), 2);
+}
+
+#[tokio::test]
+async fn r4_a_later_break_changes_nothing() {
+    let (store, layer) = small();
+    let orders =
+        Guarded::new(&layer, |_, _| async { Response::new(pieces([data(long()), broken()])) });
+    let first = orders.send(order("k", "a")).await;
+    assert!(first.broke_off && first.body == long());
+    assert_eq!(state(&store, "k").await, "finished");
+    orders.send(order("k", "a")).await.assert_problem(409, "response_unavailable");
+}
+
+#[tokio::test]
+async fn r4_a_long_failure_is_over_before_its_key_is_free() {
+    let (store, layer) = small();
+    let pipes = Arc::new(Mutex::new(Vec::new()));
+    let opened = pipes.clone();
+    let orders = Guarded::new(&layer, move |_, _| {
+        let (pipe, body) = pipe();
+        pipe.data(long());
+        opened.lock().unwrap().push(pipe);
+        async move { Response::builder().status(429).body(body).unwrap() }
+    });
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    settle().await;
+    assert_eq!(state(&store, "k").await, "in flight");
+    pipes.lock().unwrap().clear();
+    let first = first.await.unwrap();
+    assert_eq!((first.status, first.body), (429, long()));
+    assert_eq!(state(&store, "k").await, "released");
+}
+
+type Pipes = Arc<Mutex<Vec<Pipe>>>;
+
+/// Answers with streams that the test feeds.
+fn live(layer: &TestLayer, content_type: Option<&'static str>) -> (Guarded, Pipes) {
+    let pipes = Pipes::default();
+    let opened = pipes.clone();
+    let orders = Guarded::new(layer, move |_, _| {
+        let (pipe, body) = pipe();
+        opened.lock().unwrap().push(pipe);
+        async move {
+            let mut response = Response::new(body);
+            match content_type {
+                Some(name) => {
+                    response.headers_mut().insert("content-type", name.parse().unwrap());
+                }
+                None => {
+                    response.extensions_mut().insert(StreamedResponse);
+                }
+            }
+            response
+        }
+    });
+    (orders, pipes)
+}
+
+async fn next(body: &mut ResponseBody<Body>) -> Bytes {
+    body.frame().await.unwrap().unwrap().into_data().unwrap()
+}
+
+#[tokio::test]
+async fn r5_a_stream_is_live_and_kept_at_its_end() {
+    for content_type in
+        [Some("text/event-stream; charset=utf-8"), Some("Application/X-NDJSON"), None]
+    {
+        let (store, layer) = small();
+        let (orders, pipes) = live(&layer, content_type);
+        let mut body = orders.call(order("k", "a")).await.into_body();
+        let pipe = pipes.lock().unwrap().pop().unwrap();
+        for event in ["one ", "two "] {
+            pipe.data(event);
+            assert_eq!(next(&mut body).await, event);
+        }
+        assert_eq!(state(&store, "k").await, "in flight");
+        orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+        drop(pipe);
+        assert!(body.frame().await.is_none());
+        // The client does not see the end before it is recorded.
+        assert_eq!(state(&store, "k").await, "finished");
+        orders.send(order("k", "a")).await.assert_replay(200, "one two ");
+        assert_eq!(orders.runs(), 1);
+    }
+}
+
+#[tokio::test]
+async fn r5_a_client_that_is_gone_is_read_on_for() {
+    let (_, layer) = small();
+    let (orders, pipes) = live(&layer, None);
+    let mut body = orders.call(order("k", "a")).await.into_body();
+    let pipe = pipes.lock().unwrap().pop().unwrap();
+    pipe.data("one ");
+    assert_eq!(next(&mut body).await, "one ");
+    drop(body);
+    pipe.data("two ");
+    pipe.data("three");
+    drop(pipe);
+    layer.engine().drain().await;
+    orders.send(order("k", "a")).await.assert_replay(200, "one two three");
+    assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r5_a_stream_that_breaks_off_is_ambiguous() {
+    let (store, layer) = small();
+    let (orders, pipes) = live(&layer, None);
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    let pipe = pipes.lock().unwrap().pop().unwrap();
+    pipe.data("one ");
+    pipe.break_off();
+    let first = first.await.unwrap();
+    assert!(first.broke_off && first.text() == "one ");
+    layer.engine().drain().await;
+    // The work may go on: the lease runs out by itself.
+    assert_eq!(state(&store, "k").await, "in flight");
+    orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+    sleep(Duration::from_secs(31)).await;
+    assert_eq!(state(&store, "k").await, "lapsed");
+    let retry = orders.spawn(order("k", "a"));
+    orders.ran(2).await;
+    pipes.lock().unwrap().clear();
+    retry.await.unwrap().assert_first(200, "");
+}
+
+#[tokio::test]
+async fn r5_past_the_cap_nothing_is_copied_and_the_clients_pace_applies() {
+    const PIECE: usize = 16 * 1024;
+    let (store, layer) = small();
+    let made = Count::default();
+    let counted = made.clone();
+    let orders = Guarded::new(&layer, move |_, _| {
+        let made = counted.clone();
+        async move {
+            let mut response = Response::new(pieces((0..1000).map(move |_| {
+                made.more();
+                data(vec![7; PIECE])
+            })));
+            response.extensions_mut().insert(StreamedResponse);
+            response
+        }
+    });
+    let mut body = orders.call(order("k", "a")).await.into_body();
+    settle().await;
+    // 64 KiB ahead of the client and no more.
+    assert!(made.now() <= 7, "{} pieces were made for nobody", made.now());
+    let mut taken = 0;
+    while let Some(frame) = body.frame().await {
+        taken += frame.unwrap().into_data().unwrap().len();
+        assert!(made.now() * PIECE <= taken + 7 * PIECE);
+    }
+    assert_eq!(taken, 1000 * PIECE);
+    assert_eq!(state(&store, "k").await, "finished");
+    orders.send(order("k", "a")).await.assert_problem(409, "response_unavailable");
+}
+
+#[tokio::test]
+async fn r5_past_the_cap_a_client_that_leaves_does_not_stop_the_stream() {
+    let (_, layer) = small();
+    let orders = Guarded::new(&layer, |_, _| async {
+        let mut response = Response::new(pieces((0..100).map(|_| data(vec![7; 16 * 1024]))));
+        response.extensions_mut().insert(StreamedResponse);
+        response
+    });
+    drop(orders.call(order("k", "a")).await);
+    layer.engine().drain().await;
+    orders.send(order("k", "a")).await.assert_problem(409, "response_unavailable");
+    assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test]
+async fn r6_trailers_of_a_stream() {
+    let (_, layer) = small();
+    let orders = Guarded::new(&layer, |_, _| async {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        let mut response = Response::new(pieces([data("one"), Ok(Frame::trailers(trailers))]));
+        response.extensions_mut().insert(StreamedResponse);
+        response
+    });
+    for replayed in [false, true] {
+        let answer = orders.send(order("k", "a")).await;
+        assert_eq!((answer.is_replay(), answer.text()), (replayed, "one"));
+        assert_eq!(answer.trailers.unwrap()["x-sum"], "7");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn e2_a_long_stream_is_renewed() {
+    let (store, layer) = small();
+    let (orders, pipes) = live(&layer, None);
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    sleep(Duration::from_secs(95)).await;
+    assert_eq!(store.script().calls(Verb::Renew), 9);
+    orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+    pipes.lock().unwrap().pop().unwrap().data("end");
+    first.await.unwrap().assert_first(200, "end");
+}

@@ -1,0 +1,237 @@
+//! Unknown outcomes and stores that fail (PROTOCOL 3, D3 and D4).
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Response;
+use retrysafe::{
+    About, Attempt, Begin, Claim, Fingerprint, Held, IdempotencyLayer, Inspect as _, KeptHeaders,
+    Lease, MemoryStore, OnStoreFailure, OnUnknownOutcome, OperationId, Outcome, Reconciled,
+    Resolution, Scope, Store, StoreError, StoreErrorKind, Swept,
+};
+use retrysafe_testkit::{Fault, Verb};
+
+use crate::common::*;
+
+fn after_unknown(store: &TestStore, on: OnUnknownOutcome) -> TestLayer {
+    layer(store).on_unknown_outcome(on).build().unwrap()
+}
+
+/// Fails the first time, and answers with the attempt from then on.
+fn flaky(layer: &TestLayer) -> Guarded {
+    Guarded::new(layer, |run, request: Given| async move {
+        let attempt = request.extensions().get::<Attempt>().unwrap();
+        let told = (attempt.number(), attempt.previous_vanished());
+        match run {
+            1 => status(500),
+            _ => Response::builder().status(201).body(body(format!("{told:?}"))).unwrap(),
+        }
+    })
+}
+
+#[tokio::test]
+async fn d3_reexecute_tells_the_handler() {
+    let store = store();
+    let orders = flaky(&after_unknown(&store, OnUnknownOutcome::Reexecute));
+    orders.send(order("k", "a")).await.assert_first(500, "answer");
+    assert_eq!(state(&store, "k").await, "lapsed");
+    orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
+    orders.send(order("k", "a")).await.assert_first(201, "(2, true)");
+    orders.send(order("k", "a")).await.assert_replay(201, "(2, true)");
+    assert_eq!(orders.runs(), 2);
+}
+
+#[tokio::test]
+async fn d3_refuse_until_an_operator_resolves_it() {
+    let store = store();
+    let orders = flaky(&after_unknown(&store, OnUnknownOutcome::Refuse));
+    assert_eq!(orders.send(order("never", "a")).await.status, 500);
+    let failing = Guarded::new(&after_unknown(&store, OnUnknownOutcome::Refuse), |_, _| async {
+        status(500)
+    });
+    assert_eq!(failing.send(order("lost", "a")).await.status, 500);
+    for key in ["never", "lost"] {
+        for _ in 0..2 {
+            let answer = orders.send(order(key, "a")).await;
+            answer.assert_problem(409, "outcome_unknown");
+            assert_eq!(answer.member("attempt"), 1);
+            assert!(!answer.headers.contains_key("retry-after"));
+        }
+        orders.send(order(key, "b")).await.assert_problem(422, "key_reused");
+    }
+    let _ = store.resolve(&id("never"), 1, Resolution::DidNotHappen).await.unwrap();
+    orders.send(order("never", "a")).await.assert_first(201, "(2, false)");
+
+    let response =
+        Response::builder().status(202).header("location", "/orders/7").body(()).unwrap();
+    let outcome = Outcome {
+        status: response.status(),
+        headers: response.headers(),
+        body: Some(&[Bytes::from_static(b"by hand")]),
+        trailers: None,
+        stream: false,
+        trailers_only: false,
+        recorded: Duration::ZERO,
+        trace: None,
+    };
+    let payload = outcome.encode(&KeptHeaders::default());
+    let happened = Resolution::Happened { payload, retention: Duration::from_secs(60) };
+    let _ = store.resolve(&id("lost"), 1, happened).await.unwrap();
+    let replay = orders.send(order("lost", "a")).await;
+    replay.assert_replay(202, "by hand");
+    assert_eq!(replay.headers["location"], "/orders/7");
+}
+
+#[tokio::test]
+async fn d3_reconcile_asks_the_real_world() {
+    let store = store();
+    let answers = Arc::new(Mutex::new(vec![
+        Some(Reconciled::Happened(Response::builder().status(202).body("found".into()).unwrap())),
+        None,
+        Some(Reconciled::StillUnknown),
+    ]));
+    let asked = answers.clone();
+    let charge = id("k").derive_key("charge");
+    let reconcile = OnUnknownOutcome::reconcile(move |unknown| {
+        // It is told which keys the attempts that vanished have used.
+        assert_eq!(unknown.context.derive_key("charge"), charge);
+        assert!(unknown.context.previous_vanished());
+        let answer = asked.lock().unwrap().pop();
+        async move {
+            tokio::task::yield_now().await;
+            answer.unwrap().expect("a reconciler that panics")
+        }
+    });
+    let orders = Guarded::new(&after_unknown(&store, reconcile), |_, _| async { status(500) });
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    // Still unknown, and a panic counts as that (D3).
+    for attempt in [2, 3] {
+        let answer = orders.send(order("k", "a")).await;
+        answer.assert_problem(409, "outcome_unknown");
+        assert_eq!(answer.member("attempt"), attempt);
+        assert_eq!(state(&store, "k").await, "lapsed");
+    }
+    orders.send(order("k", "a")).await.assert_replay(202, "found");
+    orders.send(order("k", "a")).await.assert_replay(202, "found");
+    assert_eq!((orders.runs(), answers.lock().unwrap().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn d3_reconcile_runs_what_did_not_happen() {
+    let store = store();
+    let reconcile = OnUnknownOutcome::reconcile(|_| async { Reconciled::DidNotHappen });
+    let orders = flaky(&after_unknown(&store, reconcile));
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    orders.send(order("k", "a")).await.assert_first(201, "(2, true)");
+    orders.send(order("k", "a")).await.assert_replay(201, "(2, true)");
+}
+
+#[tokio::test]
+async fn d3_reconcile_runs_under_the_lease_of_its_attempt() {
+    let store = store();
+    let (looking, gate) = (Count::default(), Gate::closed());
+    let (seen, at_gate) = (looking.clone(), gate.clone());
+    let reconcile = OnUnknownOutcome::reconcile(move |_| {
+        seen.more();
+        let gate = at_gate.clone();
+        async move {
+            gate.pass().await;
+            Reconciled::DidNotHappen
+        }
+    });
+    let orders = flaky(&after_unknown(&store, reconcile));
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    let retry = orders.spawn(order("k", "a"));
+    looking.reached(1).await;
+    assert_eq!(state(&store, "k").await, "in flight");
+    orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+    gate.open();
+    retry.await.unwrap().assert_first(201, "(2, true)");
+    assert_eq!(looking.now(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d4_d5_a_store_that_does_not_answer() {
+    let (store, layer) = default_layer();
+    let orders = Guarded::orders(&layer);
+    for fault in [Fault::FailBefore, Fault::FailAfter, Fault::HangBefore, Fault::HangAfter] {
+        store.script().always(Verb::Begin, fault);
+        let answer = orders.send(order("k", "a")).await;
+        answer.assert_problem(503, "store_unavailable");
+        assert_eq!(answer.headers["retry-after"], "1");
+        store.script().heal();
+        layer.engine().drain().await;
+        assert!(matches!(state(&store, "k").await, "absent" | "released"), "{fault:?}");
+    }
+    assert_eq!(orders.runs(), 0);
+    orders.send(order("k", "a")).await.assert_first(201, "order 1");
+}
+
+/// A store that answers every claim with one kind of error.
+struct Down(MemoryStore, StoreErrorKind);
+
+impl Store for Down {
+    fn about(&self) -> About {
+        self.0.about()
+    }
+    async fn begin(&self, _: &Claim) -> Result<Begin, StoreError> {
+        Err(StoreError::new(self.1, "down"))
+    }
+    async fn renew(&self, lease: &Lease, lease_for: Duration) -> Result<Held, StoreError> {
+        self.0.renew(lease, lease_for).await
+    }
+    async fn complete(
+        &self,
+        lease: &Lease,
+        fingerprint: &Fingerprint,
+        payload: Bytes,
+        retention: Duration,
+    ) -> Result<Held, StoreError> {
+        self.0.complete(lease, fingerprint, payload, retention).await
+    }
+    async fn release(&self, lease: &Lease, keep: Duration) -> Result<Held, StoreError> {
+        self.0.release(lease, keep).await
+    }
+    async fn changed(
+        &self,
+        id: &OperationId,
+        seen: u32,
+        within: Duration,
+    ) -> Result<(), StoreError> {
+        self.0.changed(id, seen, within).await
+    }
+    async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
+        self.0.sweep(limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d4_only_what_was_never_sent_may_bypass() {
+    use StoreErrorKind as Kind;
+    for (kind, bypasses) in [
+        (Kind::Unreachable, true),
+        (Kind::Unavailable, false),
+        (Kind::Timeout, false),
+        (Kind::Full, false),
+        (Kind::Unreadable, false),
+        (Kind::Misconfigured, false),
+    ] {
+        for on_failure in [OnStoreFailure::Fail, OnStoreFailure::Bypass] {
+            let store = Down(MemoryStore::new(), kind);
+            let layer = IdempotencyLayer::builder(store, Scope::shared());
+            let layer = layer.settings(|it| it.on_store_failure = on_failure).build().unwrap();
+            let orders = Guarded::orders(&layer);
+            let answer = orders.send(order("k", "a")).await;
+            if bypasses && on_failure == OnStoreFailure::Bypass {
+                answer.assert_first(201, "order 1");
+                assert_eq!(answer.headers["idempotency-status"], "bypassed");
+            } else {
+                answer.assert_problem(503, "store_unavailable");
+                assert_eq!(orders.runs(), 0, "{kind:?}");
+            }
+        }
+    }
+}

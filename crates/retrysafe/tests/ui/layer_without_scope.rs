@@ -1,0 +1,5 @@
+use retrysafe::{IdempotencyLayer, MemoryStore};
+
+fn main() {
+    let _ = IdempotencyLayer::builder(MemoryStore::new()).build();
+}
