@@ -115,25 +115,25 @@ impl<S> Encoded<S> {
     }
 
     #[cfg_attr(not(feature = "encryption"), expect(unused_variables, reason = "nothing binds"))]
-    fn encode(&self, owned_by: &Binding<'_>, payload: Bytes) -> Bytes {
+    fn encode(&self, binding: &Binding<'_>, payload: Bytes) -> Bytes {
         let marked = self.compress(payload);
         #[cfg(feature = "encryption")]
         if let Some(encryption) = &self.encryption {
-            return encryption.seal(owned_by, &marked);
+            return encryption.seal(binding, &marked);
         }
         marked
     }
 
-    fn decode(&self, owned_by: &Binding<'_>, kept: Bytes) -> Result<Bytes, StoreError> {
+    fn decode(&self, binding: &Binding<'_>, kept: Bytes) -> Result<Bytes, StoreError> {
         #[cfg(feature = "encryption")]
         let marked = match &self.encryption {
-            Some(encryption) => encryption.open(owned_by, kept),
+            Some(encryption) => encryption.open(binding, kept),
             None => Ok(kept),
         };
         #[cfg(not(feature = "encryption"))]
         let marked = Ok(kept);
         marked.and_then(decompress).map_err(|problem| {
-            let id = owned_by.id;
+            let id = binding.id;
             StoreError::new(
                 StoreErrorKind::Unreadable,
                 format!("the payload of {id} can't be read: {problem}"),
@@ -172,8 +172,8 @@ impl<S> Encoded<S> {
     fn decode_entry(&self, entry: Entry) -> Result<Entry, StoreError> {
         Ok(match entry.state {
             State::Finished { payload } => {
-                let owned_by = Binding { id: &entry.id, fingerprint: &entry.fingerprint };
-                let payload = self.decode(&owned_by, payload)?;
+                let binding = Binding { id: &entry.id, fingerprint: &entry.fingerprint };
+                let payload = self.decode(&binding, payload)?;
                 Entry { state: State::Finished { payload }, ..entry }
             }
             _ => entry,

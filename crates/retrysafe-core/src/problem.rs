@@ -6,6 +6,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value};
 
+use crate::InvalidKey;
+
 /// What went wrong. Clients branch on its [name](Code::as_str).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -155,10 +157,26 @@ impl Problem {
         }
     }
 
+    /// A key is required and there is none.
+    pub fn missing_key() -> Self {
+        Self::new(
+            Code::MissingKey,
+            "This operation needs a key: a name of its own for each operation, such as a UUID, and \
+             the same one in every retry.",
+        )
+    }
+
     /// Says when to try again.
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
+    }
+}
+
+impl From<InvalidKey> for Problem {
+    fn from(error: InvalidKey) -> Self {
+        let reason = Some(error.reason().as_str());
+        Self { reason, ..Self::new(Code::InvalidKey, error.detail().to_owned()) }
     }
 }
 

@@ -26,7 +26,7 @@ fn request(number: u8) -> Fingerprint {
 }
 
 fn keys(id: u8, key: &[u8; 32]) -> EncryptionKeys {
-    EncryptionKeys::new(id, key).unwrap()
+    EncryptionKeys::new(id, key).expect("a valid ring")
 }
 
 fn encrypted(store: &MemoryStore, keys: EncryptionKeys) -> Encoded<MemoryStore> {
@@ -48,7 +48,7 @@ fn claim(id: OperationId, fingerprint: &Fingerprint) -> Claim {
 /// Claims a free operation and returns its lease.
 async fn acquire(store: &impl Store, id: OperationId, fingerprint: &Fingerprint) -> Lease {
     let claim = claim(id, fingerprint);
-    let Begin::Acquired(acquired) = store.begin(&claim).await.unwrap() else {
+    let Begin::Acquired(acquired) = store.begin(&claim).await.expect("begin") else {
         panic!("the operation is free")
     };
     Lease { id, owner: claim.owner, attempt: acquired.attempt, fence: acquired.fence }
@@ -57,8 +57,8 @@ async fn acquire(store: &impl Store, id: OperationId, fingerprint: &Fingerprint)
 /// Runs an operation to its end.
 async fn keep(store: &impl Store, number: u8, payload: impl Into<Bytes>) -> Lease {
     let lease = acquire(store, operation(number), &request(number)).await;
-    let held = store.complete(&lease, &request(number), payload.into(), LONG).await.unwrap();
-    assert_eq!(held, Held::Applied);
+    let held = store.complete(&lease, &request(number), payload.into(), LONG).await;
+    assert_eq!(held.expect("complete"), Held::Applied);
     lease
 }
 

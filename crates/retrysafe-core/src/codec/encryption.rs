@@ -51,7 +51,7 @@ impl Encryption {
         Self { entropy, ..self }
     }
 
-    pub(super) fn seal(&self, owned_by: &Binding<'_>, payload: &[u8]) -> Bytes {
+    pub(super) fn seal(&self, binding: &Binding<'_>, payload: &[u8]) -> Bytes {
         let (id, key) = self.keys.current();
         let nonce = self.nonce();
         let mut sealed = BytesMut::with_capacity(OVERHEAD + payload.len());
@@ -60,13 +60,13 @@ impl Encryption {
         sealed.put_slice(payload);
         let text = &mut sealed[HEAD + NONCE..];
         let tag = key
-            .encrypt_inout_detached(&nonce, &owned_by.associated_data(id), text.into())
+            .encrypt_inout_detached(&nonce, &binding.associated_data(id), text.into())
             .expect("a payload is shorter than the 256 GiB of the cipher");
         sealed.put_slice(&tag);
         sealed.freeze()
     }
 
-    pub(super) fn open(&self, owned_by: &Binding<'_>, kept: Bytes) -> Result<Bytes, Undecodable> {
+    pub(super) fn open(&self, binding: &Binding<'_>, kept: Bytes) -> Result<Bytes, Undecodable> {
         match kept.first() {
             Some(&ENCRYPTED) => {}
             Some(&newer) if newer > COMPRESSED => return Err(Undecodable::Newer(newer)),
@@ -79,7 +79,7 @@ impl Encryption {
         let mut text = BytesMut::from(kept);
         text.truncate(text.len() - TAG);
         text.advance(HEAD + NONCE);
-        let data = owned_by.associated_data(id);
+        let data = binding.associated_data(id);
         key.decrypt_inout_detached(&nonce, &data, (&mut text[..]).into(), &tag)
             .map_err(|_| Undecodable::NotAuthentic(id))?;
         Ok(text.freeze())
