@@ -1,0 +1,74 @@
+//! `retrysafe demo`: an orders API that charges cards, behind the proxy, in one process.
+//!
+//! Requests really go over HTTP to the proxy and from there to the service. The service's book and
+//! the card processor's ledger are files next to the store, so that a kill and a restart show what
+//! they would show in earnest.
+
+mod guide;
+mod journal;
+mod orders;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use self::orders::Orders;
+use crate::{
+    Failure,
+    config::{ConfigError, ProxyConfig, ProxyFlags, Span, Upstream},
+    proxy::{self, Listener, Running},
+    signals, store,
+};
+
+/// The flags of `retrysafe demo`: those of the proxy, but for the service, which is the demo's own.
+#[derive(Args)]
+pub(crate) struct DemoFlags {
+    /// How long the pretended card processor takes
+    #[arg(long, value_name = "DURATION", default_value = "200ms")]
+    payment: Span,
+    #[command(flatten)]
+    proxy: ProxyFlags,
+}
+
+/// What the demo does unless it is told otherwise: a lease that is short enough to see it end.
+fn defaults() -> ProxyFlags {
+    let mut flags = ProxyFlags::default();
+    flags.process.store = Some("sqlite:retrysafe-demo.db".to_owned());
+    flags.default.lease = Some(Span(Duration::from_secs(5)));
+    flags
+}
+
+/// Runs the service, and the proxy in front of it, until a signal.
+///
+/// # Errors
+///
+/// If the configuration can't be used, a file can't be written, or an address is in use.
+pub(crate) async fn run(flags: DemoFlags) -> Result<(), Failure> {
+    let service = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let own: Upstream = format!("http://{}", service.address())
+        .parse()
+        .map_err(|error| ConfigError::new(format!("{error}")))?;
+    let mut proxy_flags = flags.proxy;
+    if proxy_flags.process.upstream.replace(own).is_some() {
+        return Err(ConfigError::new(
+            "the demo brings its own service: --upstream is for `retrysafe proxy`",
+        )
+        .into());
+    }
+    let config = ProxyConfig::resolve(proxy_flags, defaults())?;
+
+    let beside = beside(&config.store_url);
+    let orders = Arc::new(Orders::open(&beside, flags.payment.0)?);
+    let answer = move |request| orders::answer(orders.clone(), request);
+    tokio::spawn(service.serve(answer, Running::default(), CancellationToken::new()));
+
+    let stop = signals::stop_token()?;
+    let guide = guide::Guide::new(&config);
+    proxy::run(config, stop, move |address| guide.print(address)).await
+}
+
+/// The start of the names of the demo's own files: next to the store.
+fn beside(store_url: &str) -> PathBuf {
+    store::sqlite_path(store_url).unwrap_or_else(|| "retrysafe-demo".to_owned()).into()
+}

@@ -1,0 +1,128 @@
+//! The binary `retrysafe`: a proxy that makes retries safe, a demo of it, and what operators need.
+//!
+//! `main` reads the configuration, starts the log, runs the command, and says in one line what went
+//! wrong: exit code 2 for a configuration that can't be used, 1 for everything else.
+
+mod admin;
+mod config;
+mod demo;
+mod keys;
+mod proxy;
+mod signals;
+mod store;
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
+
+use crate::config::{ConfigError, LogFormat, ProxyConfig, ProxyFlags};
+
+/// Makes retries safe: a client names an operation with an Idempotency-Key, it runs once, and every
+/// retry gets the same answer.
+#[derive(Parser)]
+#[command(name = "retrysafe", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Stands in front of a service and makes retries safe
+    Proxy(Box<ProxyFlags>),
+    /// Runs an orders API behind the proxy and prints curl lines to try
+    Demo(Box<demo::DemoFlags>),
+    /// Shows and changes the records of a store
+    Keys(keys::KeysFlags),
+}
+
+/// Why the process ends early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The configuration can't be used: exit code 2.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// Anything else: exit code 1.
+    #[error("{0}")]
+    Run(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string().replace('\n', " ");
+            let _ = writeln!(io::stderr(), "error: {text}");
+            ExitCode::from(if matches!(failure, Failure::Config(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = match command {
+        Command::Proxy(flags) => {
+            let config = ProxyConfig::resolve(*flags, ProxyFlags::default())?;
+            start_log(config.log_format, PROXY_LOG);
+            runtime.block_on(async { proxy::run(config, signals::stop_token()?, |_| ()).await })
+        }
+        Command::Demo(flags) => {
+            start_log(LogFormat::Text, PROXY_LOG);
+            runtime.block_on(demo::run(*flags))
+        }
+        Command::Keys(flags) => {
+            start_log(LogFormat::Text, KEYS_LOG);
+            runtime.block_on(keys::run(flags))
+        }
+    };
+    // What is still running had its time.
+    runtime.shutdown_background();
+    ended
+}
+
+/// One line for every decision would be an access log: `RUST_LOG=info` asks for it.
+const PROXY_LOG: &str = "info,retrysafe::audit=warn";
+/// What an operator did is said.
+const KEYS_LOG: &str = "warn,retrysafe::audit=info";
+
+/// Logs go to standard error, as `RUST_LOG` says.
+fn start_log(format: LogFormat, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = log.with_timer(SystemTime).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Writes a line to standard output. Whoever closed it does not want it.
+pub(crate) fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// An error and what caused it, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let cause_text = error.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        cause = error.source();
+    }
+    text
+}

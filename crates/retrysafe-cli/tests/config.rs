@@ -1,0 +1,118 @@
+//! What can't be configured is said in one line, with exit code 2, before anything listens.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{fs, net::TcpListener, path::Path};
+
+use support::{Running, Service, ends, get, nowhere, retrysafe, status};
+
+fn file(folder: &Path, text: &str) -> String {
+    let path = folder.join("retrysafe.toml");
+    fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn an_unknown_key_names_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), "upstream = \"http://127.0.0.1:1\"\n\nleese = \"30s\"\n");
+    let (code, error) = ends(retrysafe().args(["proxy", "--config", &path]));
+    assert_eq!(code, 2);
+    assert!(error.starts_with(&format!("error: {path}:3: ")), "{error}");
+    assert!(error.contains("leese"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_bad_value_names_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path(), "[[route]]\npath = \"/orders\"\nlease = \"soon\"\n");
+    let (code, error) = ends(retrysafe().args(["proxy", "--config", &path]));
+    assert_eq!(code, 2);
+    assert!(error.starts_with(&format!("error: {path}:3: lease: ")), "{error}");
+}
+
+#[test]
+fn e2_a_retention_that_is_too_short_names_the_route() {
+    let folder = tempfile::tempdir().unwrap();
+    let text =
+        "upstream = \"http://127.0.0.1:1\"\n[[route]]\npath = \"/orders\"\nretention = \"1m\"\n";
+    let path = file(folder.path(), text);
+    let (code, error) = ends(retrysafe().args(["proxy", "--config", &path]));
+    assert_eq!(code, 2);
+    assert!(error.starts_with(&format!("error: {path}:2: retention: ")), "{error}");
+}
+
+#[test]
+fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
+    for arguments in [
+        &["proxy"][..],
+        &["proxy", "--upstream", "127.0.0.1:3000"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--listen", "nowhere"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--lease", "30"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--methods", ""],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--max-in-flight", "0"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--config", "/does/not/exist.toml"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--store", "mongodb://127.0.0.1"],
+        &["demo", "--upstream", "http://127.0.0.1:1"],
+        &["keys", "list", "--store", "memory:"],
+    ] {
+        let (code, error) = ends(retrysafe().args(arguments));
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        assert!(error.starts_with("error: "), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_bad_variable_exits_2() {
+    let mut command = retrysafe();
+    command.args(["proxy", "--upstream", "http://127.0.0.1:1"]).env("RETRYSAFE_RETENTION", "long");
+    let (code, error) = ends(&mut command);
+    assert_eq!(code, 2);
+    assert!(error.contains("retention"), "{error}");
+}
+
+#[test]
+fn a_busy_port_is_said_in_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let (code, error) = ends(retrysafe().args([
+        "proxy",
+        "--upstream",
+        "http://127.0.0.1:1",
+        "--store",
+        "memory:",
+        "--listen",
+        &listen,
+    ]));
+    assert_eq!(code, 1);
+    assert_eq!(error, format!("error: can't listen on {listen}: another process listens there\n"));
+}
+
+#[test]
+fn a_flag_outranks_a_variable_which_outranks_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let dead = nowhere();
+    let live = Service::listen().always(support::OK);
+    let text = |upstream| {
+        format!("upstream = \"http://{upstream}\"\nlisten = \"127.0.0.1:0\"\nstore = \"memory:\"\n")
+    };
+    let through = |in_file, in_variable: Option<_>, in_flag: Option<_>| {
+        let path = file(folder.path(), &text(in_file));
+        let mut command = retrysafe();
+        command.args(["proxy", "--config", &path]);
+        if let Some(upstream) = in_variable {
+            command.env("RETRYSAFE_UPSTREAM", format!("http://{upstream}"));
+        }
+        if let Some(upstream) = in_flag {
+            command.args(["--upstream", &format!("http://{upstream}")]);
+        }
+        status(&get(Running::start(&mut command).address, "/"))
+    };
+    assert_eq!(through(live, None, None), 200);
+    assert_eq!(through(dead, Some(live), None), 200);
+    assert_eq!(through(live, Some(dead), None), 502);
+    assert_eq!(through(dead, Some(dead), Some(live)), 200);
+}

@@ -1,0 +1,168 @@
+//! The proxy with the layer on: how an attempt ends when the service fails, and what it is told.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{fs, thread};
+
+use support::{
+    Connection, OK, Running, Service, exchange, get, header, nowhere, post, retrysafe, status,
+};
+
+const KEY: &str = "Idempotency-Key: k-1\r\n";
+
+fn send(proxy: &Running) -> thread::JoinHandle<String> {
+    let address = proxy.address;
+    thread::spawn(move || exchange(address, &post("/orders", KEY, "{}")))
+}
+
+/// Sends until the answer is not that an attempt is in progress.
+fn send_until_settled(proxy: &Running) -> thread::JoinHandle<String> {
+    let address = proxy.address;
+    thread::spawn(move || {
+        loop {
+            let response = exchange(address, &post("/orders", KEY, "{}"));
+            if !response.contains("\"code\":\"in_progress\"") {
+                return response;
+            }
+        }
+    })
+}
+
+#[test]
+fn e3_the_service_is_told_of_the_attempt() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[]);
+    let address = proxy.address;
+    let client = thread::spawn(move || {
+        let spoofed = format!("{KEY}Idempotency-Attempt: 9\r\nIdempotency-Previous: vanished\r\n");
+        exchange(address, &post("/orders", &spoofed, "{}"))
+    });
+    let mut connection = service.accept();
+    let request = connection.request().unwrap();
+    assert_eq!(header(&request, "idempotency-key").unwrap(), "k-1");
+    assert_eq!(header(&request, "idempotency-attempt").unwrap(), "1");
+    assert!(header(&request, "idempotency-fence").is_some());
+    assert_eq!(header(&request, "idempotency-previous"), None);
+    connection.send("HTTP/1.1 201 Created\r\nIdempotency-Outcome: store; retention=9999\r\nIdempotent-Replayed: true\r\nContent-Length: 0\r\n\r\n");
+    let first = client.join().unwrap();
+    assert_eq!(status(&first), 201);
+    assert_eq!(header(&first, "idempotency-outcome"), None);
+    assert_eq!(header(&first, "idempotent-replayed"), None);
+    let retry = send(&proxy).join().unwrap();
+    assert_eq!(status(&retry), 201);
+    assert_eq!(header(&retry, "idempotent-replayed").unwrap(), "true");
+    assert!(!service.was_connected_to());
+}
+
+#[test]
+fn a_service_that_could_not_be_connected_to_frees_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("sqlite:{}", folder.path().join("records.db").display());
+    let down = Running::proxy(nowhere(), &["--store", &store]);
+    let refused = send(&down).join().unwrap();
+    assert_eq!(status(&refused), 502);
+    assert!(refused.contains("\"code\":\"upstream_unreachable\""), "{refused}");
+    // At once, and nothing has vanished: provably nothing was done.
+    let service = Service::listen();
+    let up = Running::proxy(service.address, &["--store", &store]);
+    let retry = send(&up);
+    let mut connection = service.accept();
+    let request = connection.request().unwrap();
+    assert_eq!(header(&request, "idempotency-attempt").unwrap(), "2");
+    assert_eq!(header(&request, "idempotency-previous"), None);
+    connection.send(OK);
+    assert_eq!(status(&retry.join().unwrap()), 200);
+}
+
+/// An attempt fails this way; its lease runs out by itself, and the next one is told.
+#[track_caller]
+fn is_ambiguous(flags: &[&str], fail: impl FnOnce(Connection), expected: &str) {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[&["--lease", "1s"], flags].concat());
+    let first = send(&proxy);
+    let mut connection = service.accept();
+    connection.request().unwrap();
+    fail(connection);
+    let failed = first.join().unwrap();
+    assert!(failed.contains(&format!("\"code\":\"{expected}\"")), "{failed}");
+    let at_once = send(&proxy).join().unwrap();
+    assert!(at_once.contains("\"code\":\"in_progress\""), "the work may go on: {at_once}");
+    assert!(!service.was_connected_to());
+    let later = send_until_settled(&proxy);
+    let mut connection = service.accept();
+    let request = connection.request().unwrap();
+    assert_eq!(header(&request, "idempotency-attempt").unwrap(), "2");
+    assert_eq!(header(&request, "idempotency-previous").unwrap(), "vanished");
+    connection.send(OK);
+    assert_eq!(status(&later.join().unwrap()), 200);
+}
+
+#[test]
+fn a_service_that_breaks_off_leaves_the_outcome_unknown() {
+    is_ambiguous(&[], drop, "upstream_failed");
+}
+
+#[test]
+fn a_service_that_times_out_leaves_the_outcome_unknown() {
+    let mut kept = None;
+    is_ambiguous(
+        &["--upstream-timeout", "100ms"],
+        |connection| kept = Some(connection),
+        "upstream_timeout",
+    );
+}
+
+#[test]
+fn a_response_that_breaks_off_leaves_the_outcome_unknown() {
+    is_ambiguous(
+        &[],
+        |mut connection| connection.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"),
+        "upstream_failed",
+    );
+}
+
+#[test]
+fn a_route_overrides_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::listen();
+    let text = format!(
+        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstore = \"memory:\"\n\n[[route]]\npath = \"/open/*\"\nprotect = false\n\n[[route]]\npath = \"/strict/{{id}}\"\nmethods = [\"PUT\"]\nrequire_key = true\n",
+        service.address
+    );
+    let path = folder.path().join("retrysafe.toml");
+    fs::write(&path, text).unwrap();
+    let proxy =
+        Running::start(retrysafe().args(["proxy", "--config", &path.display().to_string()]));
+    let address = proxy.address;
+    service.always(OK);
+    let put = |path: &str| {
+        exchange(address, &format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"))
+    };
+    // Not protected: the key is not even read.
+    let malformed = "Idempotency-Key: \"\r\n";
+    assert_eq!(status(&exchange(address, &post("/open/a", malformed, ""))), 200);
+    assert_eq!(status(&exchange(address, &post("/orders", malformed, ""))), 400);
+    assert!(put("/strict/7").contains("\"code\":\"missing_key\""));
+    assert_eq!(status(&put("/strict/7/more")), 200);
+    assert_eq!(status(&get(address, "/strict/7")), 200);
+    assert_eq!(status(&exchange(address, &post("/strict/7", "", ""))), 200);
+}
+
+#[test]
+fn metrics_count_what_became_of_requests() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &["--admin", "127.0.0.1:0"]);
+    service.always(OK);
+    send(&proxy).join().unwrap();
+    send(&proxy).join().unwrap();
+    let metrics = get(proxy.admin.unwrap(), "/metrics");
+    for line in [
+        "retrysafe_requests_total{outcome=\"executed\",route=\"default\"} 1",
+        "retrysafe_requests_total{outcome=\"replayed\",route=\"default\"} 1",
+        "retrysafe_store_seconds_bucket{store=\"memory\",verb=\"begin\"",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+}
