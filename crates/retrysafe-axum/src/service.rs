@@ -31,7 +31,7 @@ where
     I::Future: Send,
     I::Error: Send + 'static,
     S: Store,
-    R: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    R: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = I::Error;

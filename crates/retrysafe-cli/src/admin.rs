@@ -117,9 +117,10 @@ fn record_metrics() -> Result<PrometheusHandle, Failure> {
     Ok(handle)
 }
 
-/// DESIGN, Observability.
+/// DESIGN, Observability. What an alarm watches is there from the start, at zero: an alarm on a
+/// counter that appears with its first event misses that event.
 fn describe() {
-    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
     describe_counter!("retrysafe_requests_total", "Guarded requests, by what became of them");
     describe_histogram!("retrysafe_store_seconds", Unit::Seconds, "Time that store calls took");
     describe_counter!("retrysafe_store_errors_total", "Store calls that failed");
@@ -130,4 +131,15 @@ fn describe() {
     describe_counter!("retrysafe_panics_total", "Handlers that panicked");
     describe_histogram!("retrysafe_kept_bytes", Unit::Bytes, "Sizes of kept records");
     describe_counter!("retrysafe_swept_total", "Expired records that were removed");
+    for name in [
+        "retrysafe_lost_leases_total",
+        "retrysafe_unrecorded_total",
+        "retrysafe_panics_total",
+        "retrysafe_swept_total",
+    ] {
+        counter!(name).absolute(0);
+    }
+    for name in ["retrysafe_in_flight", "retrysafe_waiters"] {
+        gauge!(name).increment(0.0);
+    }
 }

@@ -22,7 +22,7 @@ use self::{
 pub(crate) use self::{
     process::LogFormat,
     settings::RouteSettings,
-    text::{BadText, Span, Upstream},
+    text::{AdminAddress, BadText, Span, Upstream},
 };
 
 /// The flags of `retrysafe proxy`.
@@ -43,8 +43,8 @@ pub(crate) struct ProxyFlags {
 pub(crate) struct ProxyConfig {
     /// Where clients connect to.
     pub(crate) listen: SocketAddr,
-    /// Where operators do, if anywhere.
-    pub(crate) admin: Option<SocketAddr>,
+    /// Where operators do; `None` if nobody said.
+    pub(crate) admin: Option<AdminAddress>,
     /// How the service is reached.
     pub(crate) upstream: UpstreamConfig,
     /// Where records are kept.

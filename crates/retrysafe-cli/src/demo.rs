@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use self::orders::Orders;
 use crate::{
     Failure,
-    config::{ConfigError, ProxyConfig, ProxyFlags, Span, Upstream},
+    config::{AdminAddress, ConfigError, ProxyConfig, ProxyFlags, Span, Upstream},
     proxy::{self, Listener, Running},
     signals, store,
 };
@@ -35,6 +35,7 @@ pub(crate) struct DemoFlags {
 fn defaults() -> ProxyFlags {
     let mut flags = ProxyFlags::default();
     flags.process.store = Some("sqlite:retrysafe-demo.db".to_owned());
+    flags.process.admin = Some(AdminAddress(None));
     flags.default.lease = Some(Span(Duration::from_secs(5)));
     flags
 }

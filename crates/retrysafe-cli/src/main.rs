@@ -15,9 +15,10 @@ use std::{
     error::Error,
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, error::ErrorKind};
 use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
 
 use crate::config::{ConfigError, LogFormat, ProxyConfig, ProxyFlags};
@@ -59,7 +60,21 @@ impl From<io::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        // What was asked for, `--help` or `--version`, or what nobody knows of who asked nothing.
+        Err(asked)
+            if !asked.use_stderr()
+                || asked.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            asked.exit()
+        }
+        Err(wrong) => {
+            let _ = writeln!(io::stderr(), "{}", one_line(&wrong));
+            return ExitCode::from(2);
+        }
+    };
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let text = failure.to_string().replace('\n', " ");
@@ -67,6 +82,16 @@ fn main() -> ExitCode {
             ExitCode::from(if matches!(failure, Failure::Config(_)) { 2 } else { 1 })
         }
     }
+}
+
+/// What is wrong with the flags, without the usage that goes with it.
+fn one_line(wrong: &clap::Error) -> String {
+    let text = wrong.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said: Vec<_> = lines.take_while(|line| !line.starts_with("Usage:")).collect();
+    said.join(" ")
+        .replace(" tip: ", "; ")
+        .replace("For more information, try '--help'.", "(try --help)")
 }
 
 fn run(command: Command) -> Result<(), Failure> {
@@ -86,10 +111,13 @@ fn run(command: Command) -> Result<(), Failure> {
             runtime.block_on(keys::run(flags))
         }
     };
-    // What is still running had its time.
-    runtime.shutdown_background();
+    // What is still running had its time; what it held is let go, and the store closes its file.
+    runtime.shutdown_timeout(CLOSING);
     ended
 }
+
+/// How long closing the store may take at the end.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// One line for every decision would be an access log: `RUST_LOG=info` asks for it.
 const PROXY_LOG: &str = "info,retrysafe::audit=warn";

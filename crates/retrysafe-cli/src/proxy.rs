@@ -7,7 +7,7 @@ mod upstream;
 use std::{
     convert::Infallible,
     future::Future,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -29,9 +29,12 @@ pub(crate) use self::server::{Listener, Running};
 use self::upstream::{Upstream, UpstreamBody};
 use crate::{
     Failure, admin,
-    config::{ConfigError, ProxyConfig, Route, RouteSettings},
+    config::{AdminAddress, ConfigError, ProxyConfig, Route, RouteSettings},
     say, store,
 };
+
+/// Where operators connect to if nobody says.
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
 /// Runs the proxy until `stop`, then drains. `ready` is called once it listens.
 ///
@@ -55,8 +58,7 @@ pub(crate) async fn run(
     let listener = Listener::bind(config.listen).await?;
     let running = Running::default();
     let operators = CancellationToken::new();
-    if let Some(address) = config.admin {
-        let listener = Listener::bind(address).await?;
+    if let Some(listener) = bind_admin(config.admin).await? {
         say(&format!("admin on http://{}", listener.address()));
         let admin = admin::Admin::new(store.inspect.clone(), stop.clone())?;
         let answer = move |request| admin.clone().answer(request);
@@ -91,6 +93,22 @@ pub(crate) async fn run(
     }
     operators.cancel();
     Ok(())
+}
+
+/// Where operators connect to. An address that nobody asked for may be taken: by another proxy on
+/// this machine, say.
+async fn bind_admin(said: Option<AdminAddress>) -> Result<Option<Listener>, Failure> {
+    match said {
+        Some(AdminAddress(None)) => Ok(None),
+        Some(AdminAddress(Some(address))) => Ok(Some(Listener::bind(address).await?)),
+        None => match Listener::bind(DEFAULT_ADMIN).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => {
+                tracing::warn!("no admin address: {error}; give --admin, or `--admin off`");
+                Ok(None)
+            }
+        },
+    }
 }
 
 /// What answers requests: an endpoint for each route.

@@ -50,6 +50,8 @@ fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
     for arguments in [
         &["proxy"][..],
         &["proxy", "--upstream", "127.0.0.1:3000"],
+        &["proxy", "--upstream", "http://127.0.0.1:99999"],
+        &["proxy", "--upstream", "http://127.0.0.1:3000/prefix"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--listen", "nowhere"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--lease", "30"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--methods", ""],

@@ -36,7 +36,10 @@ fn e3_the_service_is_told_of_the_attempt() {
     let proxy = Running::proxy(service.address, &[]);
     let address = proxy.address;
     let client = thread::spawn(move || {
-        let spoofed = format!("{KEY}Idempotency-Attempt: 9\r\nIdempotency-Previous: vanished\r\n");
+        // What the layer says can be neither pretended nor, as a hop-by-hop header, taken out.
+        let spoofed = format!(
+            "{KEY}Idempotency-Attempt: 9\r\nIdempotency-Previous: vanished\r\nConnection: Idempotency-Attempt\r\n"
+        );
         exchange(address, &post("/orders", &spoofed, "{}"))
     });
     let mut connection = service.accept();
@@ -155,6 +158,11 @@ fn metrics_count_what_became_of_requests() {
     let service = Service::listen();
     let proxy = Running::proxy(service.address, &["--admin", "127.0.0.1:0"]);
     service.always(OK);
+    // What an alarm watches is there before anything happens.
+    let quiet = get(proxy.admin.unwrap(), "/metrics");
+    for name in ["lost_leases_total", "unrecorded_total", "panics_total", "in_flight", "waiters"] {
+        assert!(quiet.contains(&format!("\nretrysafe_{name} 0\n")), "{name} is not in\n{quiet}");
+    }
     send(&proxy).join().unwrap();
     send(&proxy).join().unwrap();
     let metrics = get(proxy.admin.unwrap(), "/metrics");

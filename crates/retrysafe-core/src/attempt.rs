@@ -1,6 +1,6 @@
 //! What a handler is told about the attempt that it runs for (E3).
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use crate::{Acquired, IdempotencyKey, OperationId, Scope};
 
@@ -16,9 +16,7 @@ use crate::{Acquired, IdempotencyKey, OperationId, Scope};
 /// }
 /// ```
 #[derive(Clone)]
-pub struct Attempt(Arc<Inner>);
-
-struct Inner {
+pub struct Attempt {
     id: OperationId,
     key: IdempotencyKey,
     scope: Scope,
@@ -28,44 +26,44 @@ struct Inner {
 impl Attempt {
     /// The context of an attempt that was acquired.
     pub fn new(id: OperationId, key: IdempotencyKey, scope: Scope, acquired: Acquired) -> Self {
-        Self(Arc::new(Inner { id, key, scope, acquired }))
+        Self { id, key, scope, acquired }
     }
 
     /// The operation; shown as it is in logs.
     pub fn operation(&self) -> &OperationId {
-        &self.0.id
+        &self.id
     }
 
     /// The client's key.
     pub fn key(&self) -> &IdempotencyKey {
-        &self.0.key
+        &self.key
     }
 
     /// Who the key belongs to.
     pub fn scope(&self) -> &Scope {
-        &self.0.scope
+        &self.scope
     }
 
     /// The number of the attempt, from 1.
     pub fn number(&self) -> u32 {
-        self.0.acquired.attempt
+        self.acquired.attempt
     }
 
     /// Grows with every attempt of the operation (ST5).
     pub fn fence(&self) -> u64 {
-        self.0.acquired.fence
+        self.acquired.fence
     }
 
     /// Whether an earlier attempt ended and nobody knows what it did: look before you act, or use
     /// [`derive_key`](Self::derive_key).
     pub fn previous_vanished(&self) -> bool {
-        self.0.acquired.previous_vanished
+        self.acquired.previous_vanished
     }
 
     /// A key for a step of this operation, to hand to another service. It depends on the operation
     /// and the step alone, never on the attempt.
     pub fn derive_key(&self, step: &str) -> String {
-        self.0.id.derive_key(step)
+        self.id.derive_key(step)
     }
 }
 
@@ -73,7 +71,7 @@ impl Attempt {
 impl fmt::Debug for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attempt")
-            .field("operation", &self.0.id)
+            .field("operation", &self.id)
             .field("number", &self.number())
             .field("fence", &self.fence())
             .field("previous_vanished", &self.previous_vanished())

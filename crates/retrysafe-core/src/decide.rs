@@ -1,6 +1,6 @@
 //! The decision: one pure function from what the store says to what happens (PROTOCOL 3).
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -27,8 +27,8 @@ pub enum Kept {
     OutcomeOnly,
 }
 
-/// What happens to a request that has claimed an operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What happens to a request that has claimed an operation. `Debug` shows no payload.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Decision {
     /// The handler runs.
     Execute(Acquired),
@@ -52,6 +52,27 @@ pub enum Decision {
     Unavailable(Bytes),
     /// The claim is a late duplicate of one that was already released. Nothing runs for it.
     Superseded,
+}
+
+// S3: what was kept is not shown.
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Execute(acquired) => f.debug_tuple("Execute").field(acquired).finish(),
+            Self::Mismatch => f.write_str("Mismatch"),
+            Self::InFlight { attempt, lease_left } => f
+                .debug_struct("InFlight")
+                .field("attempt", attempt)
+                .field("lease_left", lease_left)
+                .finish(),
+            Self::OutcomeUnknown { attempt } => {
+                f.debug_struct("OutcomeUnknown").field("attempt", attempt).finish()
+            }
+            Self::Replay(_) => f.write_str("Replay(..)"),
+            Self::Unavailable(_) => f.write_str("Unavailable(..)"),
+            Self::Superseded => f.write_str("Superseded"),
+        }
+    }
 }
 
 /// Decides. `likeness` compares with the fingerprint that was found, `kept` says what the payload

@@ -65,7 +65,8 @@ impl BodyPart {
     /// The body part of a request whose body does not matter: a prefix of no bytes.
     pub const IGNORED: Self = Self { digest: [0; 32], length: 0, extent: Extent::Prefix };
 
-    fn agrees_with(&self, other: &Self) -> bool {
+    /// Whether two parts are equal. Constant time (F5).
+    pub fn agrees_with(&self, other: &Self) -> bool {
         // F5: the digests are compared in constant time. Lengths are no secret to who sent them.
         let same = self.digest.ct_eq(&other.digest)
             & self.length.ct_eq(&other.length)

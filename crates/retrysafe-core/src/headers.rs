@@ -115,7 +115,10 @@ impl KeptHeaders {
         &'a self,
         headers: &'a HeaderMap,
     ) -> impl Iterator<Item = (&'a HeaderName, &'a http::HeaderValue)> {
-        headers.iter().filter(move |(name, _)| self.keeps(name) && !named(headers, name))
+        let any_named = headers.contains_key(header::CONNECTION);
+        headers
+            .iter()
+            .filter(move |(name, _)| self.keeps(name) && !(any_named && named(headers, name)))
     }
 }
 

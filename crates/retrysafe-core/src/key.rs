@@ -3,12 +3,14 @@
 
 mod format;
 mod item;
+mod text;
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use self::format::KeyFormat;
+use self::text::Text;
 use crate::ConfigError;
 
 /// The client's name for one logical operation. Cloning it is cheap.
@@ -25,7 +27,7 @@ use crate::ConfigError;
 /// # Ok::<(), retrysafe_core::InvalidKey>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct IdempotencyKey(Arc<str>);
+pub struct IdempotencyKey(Text);
 
 impl IdempotencyKey {
     /// The longest key in bytes, unless a layer's rules say otherwise (K3).

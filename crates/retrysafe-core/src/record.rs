@@ -57,8 +57,15 @@ pub struct Outcome<'a> {
 impl Outcome<'_> {
     /// The payload that a store keeps.
     pub fn encode(&self, kept: &KeptHeaders) -> Bytes {
+        // Trailers of which none is kept are no trailers.
+        let trailers = self.trailers.filter(|it| kept.select(it).next().is_some());
         let body_length: usize = self.body.iter().flat_map(|it| it.iter()).map(Bytes::len).sum();
-        let mut out = Vec::with_capacity(64 + body_length + 48 * self.headers.len());
+        // Exactly as long as it becomes: every spare byte would be kept as long as the record (P9).
+        let mut length = 12 + self.trace.map_or(0, |trace| trace.0.len());
+        length += headers_length(self.headers, kept);
+        length += trailers.map_or(0, |trailers| headers_length(trailers, kept));
+        length += self.body.map_or(0, |_| length_length(body_length) + body_length);
+        let mut out = Vec::with_capacity(length);
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         out.push(VERSION);
         out.push(
@@ -66,7 +73,7 @@ impl Outcome<'_> {
                 | flag(self.stream, STREAM)
                 | flag(self.trailers_only, TRAILERS_ONLY)
                 | flag(self.trace.is_some(), TRACE)
-                | flag(self.trailers.is_some(), TRAILERS),
+                | flag(trailers.is_some(), TRAILERS),
         );
         out.extend_from_slice(&self.status.as_u16().to_be_bytes());
         let millis = u64::try_from(self.recorded.as_millis()).unwrap_or(u64::MAX);
@@ -75,7 +82,7 @@ impl Outcome<'_> {
             out.extend_from_slice(&trace.0);
         }
         put_headers(&mut out, self.headers, kept);
-        if let Some(trailers) = self.trailers {
+        if let Some(trailers) = trailers {
             put_headers(&mut out, trailers, kept);
         }
         if let Some(pieces) = self.body {
@@ -84,6 +91,7 @@ impl Outcome<'_> {
                 out.extend_from_slice(piece);
             }
         }
+        debug_assert_eq!(out.len(), length);
         Bytes::from(out)
     }
 }
@@ -120,15 +128,10 @@ impl Record {
         let mut rest = payload;
         let flags = read_version_and_flags(&mut rest)?;
         let has = |flag: u8| flags & flag != 0;
-        let status = StatusCode::from_u16(take(&mut rest, 2)?.get_u16())
+        let status = StatusCode::from_u16(u16::from_be_bytes(take_array(&mut rest)?))
             .map_err(|_| RecordError::Malformed)?;
-        let recorded = Duration::from_millis(take(&mut rest, 8)?.get_u64());
-        let trace = if has(TRACE) {
-            let bytes = take(&mut rest, 24)?;
-            Some(Trace(bytes[..].try_into().map_err(|_| RecordError::Malformed)?))
-        } else {
-            None
-        };
+        let recorded = Duration::from_millis(u64::from_be_bytes(take_array(&mut rest)?));
+        let trace = if has(TRACE) { Some(Trace(take_array(&mut rest)?)) } else { None };
         let headers = take_headers(&mut rest)?;
         let trailers = if has(TRAILERS) { Some(take_headers(&mut rest)?) } else { None };
         let body = if has(BODY_OMITTED) {
@@ -150,6 +153,27 @@ impl Record {
             recorded,
             trace,
         })
+    }
+
+    /// What is left of a payload when its response can't be kept: that the operation finished, and
+    /// with which status (R4).
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`] if it was written by a newer version or is not a record at all.
+    pub fn outcome_only(payload: &Bytes) -> Result<Bytes, RecordError> {
+        let record = Self::decode(payload.clone())?;
+        Ok(Outcome {
+            status: record.status,
+            headers: &HeaderMap::new(),
+            body: None,
+            trailers: None,
+            stream: record.stream,
+            trailers_only: record.trailers_only,
+            recorded: record.recorded,
+            trace: record.trace,
+        }
+        .encode(&KeptHeaders::default()))
     }
 
     /// What a payload holds, without reading the whole of it.
@@ -210,10 +234,10 @@ impl Trace {
 }
 
 fn read_version_and_flags(rest: &mut Bytes) -> Result<u8, RecordError> {
-    match take(rest, 1)?.get_u8() {
-        VERSION => Ok(take(rest, 1)?.get_u8()),
-        0 => Err(RecordError::Malformed),
-        newer => Err(RecordError::Newer(newer)),
+    match take_array(rest)? {
+        [VERSION] => Ok(u8::from_be_bytes(take_array(rest)?)),
+        [0] => Err(RecordError::Malformed),
+        [newer] => Err(RecordError::Newer(newer)),
     }
 }
 
@@ -223,6 +247,20 @@ fn put_length(out: &mut Vec<u8>, mut length: usize) {
         length >>= 7;
     }
     out.push(length as u8);
+}
+
+/// How many bytes [`put_length`] puts.
+fn length_length(length: usize) -> usize {
+    (length.checked_ilog2().unwrap_or(0) / 7 + 1) as usize
+}
+
+/// How many bytes [`put_headers`] puts.
+fn headers_length(headers: &HeaderMap, kept: &KeptHeaders) -> usize {
+    let (count, bytes) = kept.select(headers).fold((0, 0), |(count, bytes), (name, value)| {
+        let (name, value) = (name.as_str().len(), value.len());
+        (count + 1, bytes + length_length(name) + name + length_length(value) + value)
+    });
+    length_length(count) + bytes
 }
 
 fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap, kept: &KeptHeaders) {
@@ -235,6 +273,13 @@ fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap, kept: &KeptHeaders) {
     }
 }
 
+/// What is read here and now; a [`take`] would share the payload for it, which is not free.
+fn take_array<const N: usize>(rest: &mut Bytes) -> Result<[u8; N], RecordError> {
+    let array = *rest.first_chunk().ok_or(RecordError::Malformed)?;
+    rest.advance(N);
+    Ok(array)
+}
+
 fn take(rest: &mut Bytes, length: usize) -> Result<Bytes, RecordError> {
     if rest.len() < length {
         return Err(RecordError::Malformed);
@@ -243,12 +288,12 @@ fn take(rest: &mut Bytes, length: usize) -> Result<Bytes, RecordError> {
 }
 
 fn take_length(rest: &mut Bytes) -> Result<usize, RecordError> {
-    let mut length: usize = 0;
+    let mut length: u64 = 0;
     for shift in (0..63).step_by(7) {
-        let byte = take(rest, 1)?.get_u8();
-        length |= usize::from(byte & 0x7f) << shift;
+        let [byte] = take_array(rest)?;
+        length |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
-            return Ok(length);
+            return usize::try_from(length).map_err(|_| RecordError::Malformed);
         }
     }
     Err(RecordError::Malformed)
@@ -261,7 +306,8 @@ fn take_headers(rest: &mut Bytes) -> Result<HeaderMap, RecordError> {
         .map_err(|_| RecordError::Malformed)?;
     for _ in 0..count {
         let length = take_length(rest)?;
-        let name = HeaderName::from_bytes(&take(rest, length)?);
+        let name = HeaderName::from_bytes(rest.get(..length).ok_or(RecordError::Malformed)?);
+        rest.advance(length);
         let length = take_length(rest)?;
         let value = HeaderValue::from_maybe_shared(take(rest, length)?);
         let (Ok(name), Ok(value)) = (name, value) else {

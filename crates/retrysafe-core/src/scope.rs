@@ -1,6 +1,6 @@
 //! The scope: who a key belongs to.
 
-use std::fmt;
+use std::{fmt, iter, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,7 +12,7 @@ pub struct Scope(Kind);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Kind {
-    Named(Vec<u8>),
+    Named(Arc<[u8]>),
     Digest([u8; 33]),
     Fixed(&'static [u8]),
 }
@@ -30,7 +30,7 @@ impl Scope {
 
     /// The scope that a name stands for: a user's or a tenant's id.
     pub fn from_bytes(name: impl AsRef<[u8]>) -> Self {
-        Self(Kind::Named([b"n", name.as_ref()].concat()))
+        Self(Kind::Named(iter::once(b'n').chain(name.as_ref().iter().copied()).collect()))
     }
 
     /// The scope of whoever holds a secret, which is not kept itself.

@@ -105,8 +105,13 @@ impl Settings {
         if self.methods.0.is_empty() {
             return error("methods", "at least one method must be covered");
         }
-        if self.methods.0.contains(&Method::CONNECT) {
-            return error("methods", "CONNECT can't be covered");
+        if let Some(method) =
+            self.methods.0.iter().find(|method| method.is_safe() || **method == Method::CONNECT)
+        {
+            return Err(ConfigError::new(
+                "methods",
+                format!("{method} can't be covered: retrying it is safe, or nobody could"),
+            ));
         }
         self.key.validate()?;
         // K4: a key that is accepted for longer than its record lives could run again.
@@ -125,16 +130,19 @@ impl Settings {
             return error("max_execution", "must not be shorter than the lease");
         }
         // E2: else a record could end while its attempt is still held.
-        if self.retention < self.max_execution + self.lease {
+        if self.retention < self.keep_counters_for() {
             return error("retention", "must not be shorter than max_execution plus lease");
         }
         if self.retention > MAX_RETENTION {
             return error("retention", "must not be longer than 100 years");
         }
+        if self.store_deadline > MAX_RETENTION {
+            return error("store_deadline", "must not be longer than 100 years");
+        }
         if let OnInFlight::Wait { timeout, .. } = self.on_in_flight
-            && timeout.is_zero()
+            && (timeout.is_zero() || timeout > MAX_RETENTION)
         {
-            return error("on_in_flight", "the timeout of `wait` must be longer than zero");
+            return error("on_in_flight", "`wait` must be longer than zero and at most 100 years");
         }
         Ok(())
     }
@@ -142,7 +150,13 @@ impl Settings {
     /// How long the counters of a released operation stay: while an older attempt could still be
     /// alive (PROTOCOL 5).
     pub fn keep_counters_for(&self) -> Duration {
-        self.max_execution + self.lease
+        self.max_execution.saturating_add(self.lease)
+    }
+
+    /// How long they stay if an earlier attempt vanished: as long as its record would have, because
+    /// the doubt about what it did goes with them (E3).
+    pub fn keep_doubt_for(&self) -> Duration {
+        self.keep_counters_for().max(self.retention)
     }
 }
 
@@ -188,6 +202,7 @@ pub enum KeySource {
     /// From a member of a JSON body that ends within [`Settings::inline_body`].
     Json(JsonPointer),
     /// The fingerprint itself is the key: identical requests within retention are one operation.
+    /// A change of the [`Fingerprinter`], a rotated key of its keyring included, makes other keys.
     /// **Two intended identical orders are merged.** Bodies have to end within
     /// [`Settings::inline_body`].
     Content,
@@ -288,8 +303,7 @@ pub struct Unknown {
     pub context: crate::Attempt,
 }
 
-/// What a reconciling function found out.
-#[derive(Debug)]
+/// What a reconciling function found out. `Debug` shows no response.
 pub enum Reconciled {
     /// It happened, and this is the response.
     Happened(Response<Bytes>),
@@ -297,6 +311,17 @@ pub enum Reconciled {
     DidNotHappen,
     /// Nobody can tell yet: 409 `outcome_unknown`.
     StillUnknown,
+}
+
+// S3: the response is not shown.
+impl fmt::Debug for Reconciled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Happened(_) => "Happened(..)",
+            Self::DidNotHappen => "DidNotHappen",
+            Self::StillUnknown => "StillUnknown",
+        })
+    }
 }
 
 /// What happens when the store can't be reached at `begin` (D4).

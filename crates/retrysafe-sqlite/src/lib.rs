@@ -64,6 +64,7 @@
 
 mod builder;
 mod error;
+mod identity;
 mod mount;
 mod open;
 mod record;

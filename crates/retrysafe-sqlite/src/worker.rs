@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     error::{is_busy, is_full, nothing_changed, store_error},
+    identity::Identity,
     open::{BUSY_PAUSE, busy_tries},
     records::{Failure, Records},
     watch::Watches,
@@ -52,8 +53,9 @@ impl Worker {
         path: Arc<Path>,
         busy_timeout: Duration,
     ) -> io::Result<Self> {
+        let identity = Identity::of(&path)?;
         Self::spawn("retrysafe-sqlite-writer", move |jobs| {
-            Writer { connection, clock, watches, path, busy_timeout, jobs }.run();
+            Writer { connection, clock, watches, path, identity, busy_timeout, jobs }.run();
         })
     }
 
@@ -160,6 +162,7 @@ struct Writer {
     clock: Arc<dyn Clock>,
     watches: Arc<Watches>,
     path: Arc<Path>,
+    identity: Identity,
     busy_timeout: Duration,
     jobs: mpsc::Receiver<Box<dyn Job>>,
 }
@@ -215,9 +218,12 @@ impl Writer {
         // inside the transaction, so nobody acts on what another process has changed since.
         self.begin().map_err(not_begun)?;
         let records = Records::new(&self.connection, &*self.clock);
-        let ran = records.check_version().map_err(|failure| match failure {
-            Failure::Refused(error) => Aborted::NotBegun(error),
-            Failure::Sqlite(error) => not_begun(error),
+        let ran = self.identity.check().map_err(Aborted::NotBegun);
+        let ran = ran.and_then(|()| {
+            records.check_version().map_err(|failure| match failure {
+                Failure::Refused(error) => Aborted::NotBegun(error),
+                Failure::Sqlite(error) => not_begun(error),
+            })
         });
         let ran = ran.and_then(|()| {
             turn.iter_mut().try_for_each(|job| job.run(&records)).map_err(Aborted::Undone)

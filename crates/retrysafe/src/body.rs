@@ -4,7 +4,6 @@
 //! what is longer than `inline_body` is hashed on its way to the handler, in constant memory (F4).
 
 use std::{
-    collections::VecDeque,
     error::Error,
     fmt,
     pin::Pin,
@@ -17,11 +16,51 @@ use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use retrysafe_core::{BodyHasher, BodyPart, Extent};
+use smallvec::SmallVec;
 
 use crate::stream::Live;
 
 /// Any error of a body.
 pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A body in its pieces. Most have one, which allocates nothing.
+pub(crate) type Pieces = SmallVec<[Bytes; 1]>;
+
+/// Pieces that come one by one. Small ones are copied together: each of them would hold on to the
+/// whole buffer that it was read into, which is a hundred times what a stream of tokens weighs.
+#[derive(Default)]
+pub(crate) struct Collected {
+    pieces: Pieces,
+    small: BytesMut,
+}
+
+impl Collected {
+    const SMALL: usize = 4096;
+
+    pub(crate) fn push(&mut self, piece: Bytes) {
+        let first = self.pieces.is_empty() && self.small.is_empty();
+        if piece.len() < Self::SMALL && !first {
+            self.small.extend_from_slice(&piece);
+        } else {
+            self.set_small();
+            self.pieces.push(piece);
+        }
+    }
+
+    pub(crate) fn pieces(mut self) -> Pieces {
+        self.set_small();
+        self.pieces
+    }
+
+    fn set_small(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push(self.small.split().freeze());
+        }
+    }
+}
+
+/// Pieces that are being handed out.
+type Left = smallvec::IntoIter<[Bytes; 1]>;
 
 pin_project! {
     /// The body of a request, as the inner service is given it.
@@ -36,7 +75,7 @@ pin_project! {
     enum RequestKind<B> {
         Passed { #[pin] body: B },
         Read { data: Option<Bytes>, trailers: Option<HeaderMap> },
-        Streamed { read: VecDeque<Bytes>, rest: B, tap: Arc<Tap> },
+        Streamed { read: Left, rest: B, tap: Arc<Tap> },
     }
 }
 
@@ -82,7 +121,7 @@ where
                     .map(Ok),
             ),
             RequestKindProject::Streamed { read, rest, tap } => {
-                if let Some(data) = read.pop_front() {
+                if let Some(data) = read.next() {
                     tap.saw(&data);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -119,8 +158,8 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             RequestKind::Passed { body } => body.size_hint(),
-            RequestKind::Read { data, .. } => {
-                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            RequestKind::Read { data, trailers } => {
+                exactly(data.as_ref().map_or(0, |data| data.len() as u64), trailers)
             }
             RequestKind::Streamed { read, rest, .. } => after(read, rest.size_hint()),
         }
@@ -147,7 +186,7 @@ impl Error for IncompleteBody {}
 
 /// A request body of which the beginning has been read.
 pub(crate) struct ReadAhead<B> {
-    frames: VecDeque<Bytes>,
+    frames: Pieces,
     trailers: Option<HeaderMap>,
     /// What has not been read yet; `None` if the body ended within `inline_body`.
     rest: Option<B>,
@@ -157,7 +196,7 @@ pub(crate) struct ReadAhead<B> {
 impl<B> ReadAhead<B> {
     /// The whole body, if it ended within `inline_body`.
     pub(crate) fn whole(&self) -> Option<&Bytes> {
-        self.frames.front().filter(|_| self.rest.is_none())
+        self.frames.first().filter(|_| self.rest.is_none())
     }
 }
 
@@ -175,14 +214,14 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
         let content_length = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let mut frames = VecDeque::new();
+        let mut frames = Collected::default();
         let mut trailers = None;
         let mut length = 0;
         while length <= inline_body as u64 {
             let Some(frame) = next_frame(&mut body).await else {
                 let whole = content_length.is_none_or(|expected| expected == length);
                 return if whole {
-                    let frames = [joined(frames, length as usize)].into();
+                    let frames = [joined(frames.pieces(), length as usize)].into();
                     Ok(Self { frames, trailers, rest: None, content_length })
                 } else {
                     Err(IncompleteBody)
@@ -191,25 +230,28 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             match frame.map_err(|_| IncompleteBody)?.into_data() {
                 Ok(data) => {
                     length += data.len() as u64;
-                    frames.push_back(data);
+                    frames.push(data);
                 }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        Ok(Self { frames, trailers, rest: Some(body), content_length })
+        Ok(Self { frames: frames.pieces(), trailers, rest: Some(body), content_length })
     }
 
     /// The body for the handler, and what sees how a long one goes by.
-    pub(crate) fn into_body(mut self, hasher: BodyHasher) -> (RequestBody<B>, Option<Arc<Tap>>) {
+    pub(crate) fn into_body(
+        self,
+        hasher: impl FnOnce() -> BodyHasher,
+    ) -> (RequestBody<B>, Option<Arc<Tap>>) {
         match self.rest {
             None => {
-                let (data, trailers) = (self.frames.pop_front(), self.trailers);
+                let (data, trailers) = (self.frames.into_iter().next(), self.trailers);
                 (RequestBody { kind: RequestKind::Read { data, trailers } }, None)
             }
             Some(rest) => {
-                let tap = Arc::new(Tap::new(hasher, self.content_length));
+                let tap = Arc::new(Tap::new(hasher(), self.content_length));
                 let kind =
-                    RequestKind::Streamed { read: self.frames, rest, tap: tap.clone() };
+                    RequestKind::Streamed { read: self.frames.into_iter(), rest, tap: tap.clone() };
                 (RequestBody { kind }, Some(tap))
             }
         }
@@ -227,8 +269,9 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
     ) -> Result<bool, IncompleteBody> {
         let mut seen = 0;
         let mut left = kept.length;
+        let mut frames = self.frames.into_iter();
         loop {
-            let data = match self.frames.pop_front() {
+            let data = match frames.next() {
                 Some(data) => data,
                 None => match &mut self.rest {
                     None => break,
@@ -252,24 +295,27 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
         if self.content_length.is_some_and(|expected| expected != seen) {
             return Err(IncompleteBody);
         }
-        Ok(left == 0 && hasher.so_far(kept.extent) == *kept)
+        Ok(left == 0 && hasher.so_far(kept.extent).agrees_with(kept))
     }
 }
 
-fn joined(mut frames: VecDeque<Bytes>, length: usize) -> Bytes {
-    match frames.pop_front() {
+fn joined(frames: Pieces, length: usize) -> Bytes {
+    let mut frames = frames.into_iter();
+    match frames.next() {
         None => Bytes::new(),
-        Some(only) if frames.is_empty() => only,
+        Some(only) if frames.as_slice().is_empty() => only,
         Some(first) => {
             let mut whole = BytesMut::with_capacity(length);
             whole.extend_from_slice(&first);
-            frames.iter().for_each(|data| whole.extend_from_slice(data));
+            frames.for_each(|data| whole.extend_from_slice(&data));
             whole.freeze()
         }
     }
 }
 
-async fn next_frame<B: Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
+pub(crate) async fn next_frame<B: Body + Unpin>(
+    body: &mut B,
+) -> Option<Result<Frame<B::Data>, B::Error>> {
     std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
 }
 
@@ -315,7 +361,11 @@ impl Tap {
     /// The part of the body that the handler has been given so far, or `None` if it broke off.
     pub(crate) fn part(&self) -> Option<BodyPart> {
         let seen = self.seen();
-        (!seen.broke_off).then(|| seen.hasher.so_far(seen.extent))
+        // Who was given all that was announced has no reason to ask for more: an HTTP/1.1 client
+        // does not, and then only the count says that this was the whole.
+        let announced = seen.content_length == Some(seen.length);
+        let extent = if announced { Extent::Whole } else { seen.extent };
+        (!seen.broke_off).then(|| seen.hasher.so_far(extent))
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -335,8 +385,8 @@ pin_project! {
     #[project = ResponseKindProject]
     enum ResponseKind<B> {
         Passed { #[pin] body: B },
-        Kept { data: VecDeque<Bytes>, trailers: Option<HeaderMap> },
-        Resumed { data: VecDeque<Bytes>, rest: Pin<Box<B>> },
+        Kept { data: Left, trailers: Option<HeaderMap> },
+        Resumed { data: Left, rest: B },
         Live { live: Live },
     }
 }
@@ -346,16 +396,17 @@ impl<B> ResponseBody<B> {
         Self { kind: ResponseKind::Passed { body } }
     }
 
-    pub(crate) fn kept(data: impl Into<VecDeque<Bytes>>, trailers: Option<HeaderMap>) -> Self {
-        Self { kind: ResponseKind::Kept { data: data.into(), trailers } }
+    pub(crate) fn kept(data: impl Into<Pieces>, trailers: Option<HeaderMap>) -> Self {
+        let data = data.into().into_iter();
+        Self { kind: ResponseKind::Kept { data, trailers } }
     }
 
     pub(crate) fn live(live: Live) -> Self {
         Self { kind: ResponseKind::Live { live } }
     }
 
-    pub(crate) fn resumed(data: Vec<Bytes>, rest: Pin<Box<B>>) -> Self {
-        Self { kind: ResponseKind::Resumed { data: data.into(), rest } }
+    pub(crate) fn resumed(data: Pieces, rest: B) -> Self {
+        Self { kind: ResponseKind::Resumed { data: data.into_iter(), rest } }
     }
 
     /// The body that the inner service gave, if this response was not guarded: adapters hand it on
@@ -375,7 +426,7 @@ impl<B> ResponseBody<B> {
 
 impl<B> Body for ResponseBody<B>
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
     type Data = Bytes;
     type Error = BoxError;
@@ -396,8 +447,7 @@ where
             ),
             ResponseKindProject::Resumed { data, rest } => match next_data(data) {
                 Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
-                None => rest
-                    .as_mut()
+                None => Pin::new(rest)
                     .poll_frame(cx)
                     .map(|frame| frame.map(|it| it.map_err(Into::into))),
             },
@@ -409,9 +459,11 @@ where
         match &self.kind {
             ResponseKind::Passed { body } => body.is_end_stream(),
             ResponseKind::Kept { data, trailers } => {
-                trailers.is_none() && data.iter().all(Bytes::is_empty)
+                trailers.is_none() && data.as_slice().iter().all(Bytes::is_empty)
             }
-            ResponseKind::Resumed { data, rest } => data.is_empty() && rest.is_end_stream(),
+            ResponseKind::Resumed { data, rest } => {
+                data.as_slice().is_empty() && rest.is_end_stream()
+            }
             // Only polling to the end says that it ended well.
             ResponseKind::Live { .. } => false,
         }
@@ -420,18 +472,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             ResponseKind::Passed { body } => body.size_hint(),
-            ResponseKind::Kept { data, trailers } => {
-                let length = data.iter().map(|data| data.len() as u64).sum();
-                match trailers {
-                    None => SizeHint::with_exact(length),
-                    // R6: HTTP/1.1 sends trailers after a chunked body only.
-                    Some(_) => {
-                        let mut hint = SizeHint::new();
-                        hint.set_lower(length);
-                        hint
-                    }
-                }
-            }
+            ResponseKind::Kept { data, trailers } => exactly(length_of(data), trailers),
             ResponseKind::Resumed { data, rest } => after(data, rest.size_hint()),
             ResponseKind::Live { .. } => SizeHint::default(),
         }
@@ -444,9 +485,20 @@ impl<B> fmt::Debug for ResponseBody<B> {
     }
 }
 
+/// The size of a body that is at hand. HTTP/1.1 sends trailers after a chunked body only (R6), so
+/// one with trailers must not say how long it is.
+fn exactly(length: u64, trailers: &Option<HeaderMap>) -> SizeHint {
+    if trailers.is_none() {
+        return SizeHint::with_exact(length);
+    }
+    let mut hint = SizeHint::new();
+    hint.set_lower(length);
+    hint
+}
+
 /// The size of a body of which `read` has been read already.
-fn after(read: &VecDeque<Bytes>, rest: SizeHint) -> SizeHint {
-    let read: u64 = read.iter().map(|data| data.len() as u64).sum();
+fn after(read: &Left, rest: SizeHint) -> SizeHint {
+    let read = length_of(read);
     let mut hint = SizeHint::new();
     hint.set_lower(rest.lower().saturating_add(read));
     if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(read)) {
@@ -455,11 +507,10 @@ fn after(read: &VecDeque<Bytes>, rest: SizeHint) -> SizeHint {
     hint
 }
 
-fn next_data(data: &mut VecDeque<Bytes>) -> Option<Bytes> {
-    loop {
-        let next = data.pop_front()?;
-        if !next.is_empty() {
-            return Some(next);
-        }
-    }
+fn length_of(data: &Left) -> u64 {
+    data.as_slice().iter().map(|data| data.len() as u64).sum()
+}
+
+fn next_data(data: &mut Left) -> Option<Bytes> {
+    data.find(|data| !data.is_empty())
 }

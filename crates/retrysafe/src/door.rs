@@ -38,7 +38,7 @@ impl Door {
     }
 
     /// Tells the inner service of the attempt.
-    pub(crate) fn introduce(self, parts: &mut Parts, attempt: &Attempt) {
+    pub(crate) fn introduce(self, parts: &mut Parts, attempt: Attempt) {
         if self == Self::Upstream {
             let headers = &mut parts.headers;
             headers.insert(&IDEMPOTENCY_ATTEMPT, attempt.number().into());
@@ -47,7 +47,7 @@ impl Door {
                 headers.insert(&IDEMPOTENCY_PREVIOUS, HeaderValue::from_static(VANISHED));
             }
         }
-        parts.extensions.insert(attempt.clone());
+        parts.extensions.insert(attempt);
     }
 
     /// What the inner service says of the outcome, taken out of its response.

@@ -3,27 +3,35 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use retrysafe_core::{
-    About, Acquired, Begin, Claim, Clock, ConfigError, Entropy, Fingerprint, Held, Lease,
+    About, Acquired, Begin, Claim, Clock, ConfigError, Entropy, Fingerprint, Found, Held, Lease,
     OperationId, Owner, Settings, Store, StoreError, StoreErrorKind, Swept, SystemClock,
     SystemEntropy,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
-use crate::{execution::Execution, keeper::Keeper, observe, waiting::WaitingRoom};
+use crate::{
+    execution::Execution,
+    keeper::Keeper,
+    observe::{self, StoreCalls},
+    waiting::WaitingRoom,
+};
 
 /// One store and everything in this process that works on it: leases being renewed, duplicates
 /// that wait, executions in flight, the sweeper. Layers that share an engine share all of these.
@@ -39,6 +47,7 @@ pub struct Engine<S>(Arc<Inner<S>>);
 struct Inner<S> {
     store: S,
     about: About,
+    calls: StoreCalls,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     executions: Option<Arc<Semaphore>>,
@@ -100,10 +109,6 @@ impl<S: Store> Engine<S> {
         &*self.0.clock
     }
 
-    pub(crate) fn keeper(&self) -> &Keeper {
-        &self.0.keeper
-    }
-
     pub(crate) fn room(&self) -> &Arc<WaitingRoom> {
         &self.0.room
     }
@@ -116,6 +121,28 @@ impl<S: Store> Engine<S> {
         self.0.tasks.spawn(task)
     }
 
+    /// The same for something that is waited for. Nobody can drop a future while it is being
+    /// polled, so what is over at once has needed no task; what is not goes on as one. `None` if it
+    /// was interrupted: a runtime that is shutting down, or a mistake of ours.
+    pub(crate) fn see_through<F>(
+        &self,
+        work: F,
+    ) -> impl Future<Output = Option<F::Output>> + use<F, S>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        // Boxed here and not inside, so that the future that waits has no room for it.
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let mut work = Box::pin(self.0.tasks.track_future(work));
+        async move {
+            let done = match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+                Poll::Ready(done) => done,
+                Poll::Pending => tokio::spawn(work).await.ok()?,
+            };
+            done.ok()
+        }
+    }
+
     /// The right to run one more handler; `None` when the bound is reached (E6).
     pub(crate) fn permit(&self) -> Option<Permit> {
         let semaphore = match &self.0.executions {
@@ -126,13 +153,15 @@ impl<S: Store> Engine<S> {
     }
 
     /// Claims an operation. A claim whose answer was lost is repeated with the same owner; if that
-    /// does not help it is released in the background, because no handler has started (D5).
+    /// does not help it is released in the background, because no handler has started (D5). The
+    /// permit is kept for as long as anything of the claim is left to do.
     pub(crate) async fn begin(
         &self,
         settings: &Arc<Settings>,
         id: OperationId,
         fingerprint: &Fingerprint,
         take_over: bool,
+        permit: Permit,
     ) -> Result<Begun<S>, BeginError> {
         self.start_sweeping();
         let claim = Claim {
@@ -148,7 +177,7 @@ impl<S: Store> Engine<S> {
         let sent = Instant::now();
         let deadline = settings.store_deadline;
         // D5: dropped here, or the answer lost, the claim may stand. The guard releases it.
-        let guard = Unanswered::new(self, settings, &claim);
+        let guard = Unanswered { engine: self, settings, claim: &claim, permit: Some(permit) };
         let mut answer = self.call("begin", deadline, self.0.store.begin(&claim)).await;
         let mut lost = false;
         if let Err(error) = &answer
@@ -159,14 +188,19 @@ impl<S: Store> Engine<S> {
         }
         match answer {
             Ok(Begin::Acquired(acquired)) => {
-                guard.answered();
+                let permit = guard.answered();
                 let lease = lease_of(&claim, acquired);
-                let execution =
-                    Execution::new(self.clone(), settings.clone(), lease, claim.fingerprint, sent);
+                let hold =
+                    self.0.keeper.hold(self, lease, settings.clone(), claim.fingerprint, sent);
+                let vanished = acquired.previous_vanished;
+                let execution = Execution::new(self.clone(), hold, vanished, permit);
                 Ok(Begun::Acquired(acquired, execution))
             }
             Ok(Begin::Found(found)) => {
-                guard.answered();
+                // A lost first try may still be under way: then the guard goes on watching for it.
+                if !lost {
+                    guard.answered();
+                }
                 Ok(Begun::Found(found))
             }
             Err(error) if lost || error.is_ambiguous() => Err(BeginError::Lost),
@@ -205,8 +239,9 @@ impl<S: Store> Engine<S> {
         &self,
         lease: &Lease,
         settings: &Settings,
+        keep_counters_for: Duration,
     ) -> Result<Held, StoreError> {
-        let call = self.0.store.release(lease, settings.keep_counters_for());
+        let call = self.0.store.release(lease, keep_counters_for);
         self.call("release", settings.store_deadline, call).await
     }
 
@@ -219,32 +254,39 @@ impl<S: Store> Engine<S> {
         deadline: Duration,
     ) -> Result<(), StoreError> {
         // Not a call that is measured: it is meant to take long.
-        match timeout(within + deadline, self.0.store.changed(id, seen, within)).await {
+        let longest = within.saturating_add(deadline);
+        match timeout(longest, self.0.store.changed(id, seen, within)).await {
             Ok(answer) => answer,
             Err(_) => Err(late("changed", deadline)),
         }
     }
 
-    /// Releases a claim whose handler never ran, for as long as it may matter. The claim itself may
-    /// still be under way to the store, so an answer that there is nothing to release is asked for
-    /// more than once.
-    pub(crate) fn release_in_background(&self, lease: Lease, settings: Arc<Settings>) {
+    /// Releases a claim whose handler never ran, for as long as it may matter. A claim that was
+    /// never answered may still be under way to the store, so for a while no answer is the last.
+    pub(crate) fn release_in_background(&self, unrun: Unrun, permit: Permit) {
         let engine = self.clone();
         // A process that is going down has no runtime any more; the lease runs out then.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         self.0.tasks.spawn_on(
             async move {
-                let mut confirmations = 0;
+                let Unrun { lease, settings, keep_counters_for, answered } = unrun;
+                let under_way = match answered {
+                    true => Duration::ZERO,
+                    false => settings.store_deadline * 2,
+                };
+                let since = Instant::now();
                 let mut pause = Pause::new(settings.max_execution);
-                while pause.again().await {
-                    match engine.release(&lease, &settings).await {
-                        Ok(Held::Lost(retrysafe_core::Found::Free)) if confirmations < 2 => {
-                            confirmations += 1;
-                        }
-                        Ok(_) => return,
-                        Err(_) => {}
+                loop {
+                    match engine.release(&lease, &settings, keep_counters_for).await {
+                        Ok(Held::Applied) => break,
+                        Ok(Held::Lost(_)) if since.elapsed() >= under_way => break,
+                        Ok(Held::Lost(_)) | Err(_) => {}
+                    }
+                    if !pause.again().await {
+                        break;
                     }
                 }
+                drop(permit);
             },
             &runtime,
         );
@@ -257,11 +299,11 @@ impl<S: Store> Engine<S> {
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let sent = Instant::now();
-        let answer = match timeout(deadline, call).await {
+        let answer = match timeout_at(sent + deadline, call).await {
             Ok(answer) => answer,
             Err(_) => Err(late(verb, deadline)),
         };
-        observe::store_call(self.0.about.engine, verb, sent.elapsed(), answer.as_ref().err());
+        self.0.calls.call(verb, sent.elapsed(), answer.as_ref().err());
         answer
     }
 
@@ -271,11 +313,11 @@ impl<S: Store> Engine<S> {
         if self.0.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
-        let weak = self.downgrade();
+        let sweeper = Sweeper(self.downgrade());
         tokio::spawn(async move {
             loop {
                 sleep(every.mul_f64(rand::random_range(0.5..1.5))).await;
-                let Some(engine) = weak.upgrade() else { return };
+                let Some(engine) = sweeper.0.upgrade() else { return };
                 engine.sweep().await;
             }
         });
@@ -302,6 +344,17 @@ impl<S: Store> Engine<S> {
 impl<S> fmt::Debug for Engine<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("store", &self.0.about.engine).finish_non_exhaustive()
+    }
+}
+
+/// The sweeping task. A runtime that ends takes it with it; the next request starts another.
+struct Sweeper<S>(WeakEngine<S>);
+
+impl<S> Drop for Sweeper<S> {
+    fn drop(&mut self) {
+        if let Some(engine) = self.0.upgrade() {
+            engine.0.sweeping.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -364,6 +417,7 @@ impl<S: Store> EngineBuilder<S> {
         }
         Ok(Engine(Arc::new(Inner {
             about: self.store.about(),
+            calls: StoreCalls::new(self.store.about().engine),
             store: self.store,
             clock: self.clock,
             entropy: self.entropy,
@@ -390,7 +444,7 @@ pub(crate) enum Begun<S: Store> {
     /// It is ours to run.
     Acquired(Acquired, Execution<S>),
     /// It is not, and this is what is true.
-    Found(retrysafe_core::Found),
+    Found(Found),
 }
 
 /// Why a claim was not answered.
@@ -411,32 +465,42 @@ pub(crate) struct Permit {
     _semaphore: Option<OwnedSemaphorePermit>,
 }
 
+/// A claim whose handler never ran, on its way back.
+pub(crate) struct Unrun {
+    pub(crate) lease: Lease,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) keep_counters_for: Duration,
+    /// Whether the store has answered the claim.
+    pub(crate) answered: bool,
+}
+
 /// A claim that was sent and not yet answered. Dropped unanswered, it is released (D5).
 struct Unanswered<'a, S: Store> {
     engine: &'a Engine<S>,
     settings: &'a Arc<Settings>,
     claim: &'a Claim,
-    answered: bool,
+    permit: Option<Permit>,
 }
 
-impl<'a, S: Store> Unanswered<'a, S> {
-    fn new(engine: &'a Engine<S>, settings: &'a Arc<Settings>, claim: &'a Claim) -> Self {
-        Self { engine, settings, claim, answered: false }
-    }
-
-    fn answered(mut self) {
-        self.answered = true;
+impl<S: Store> Unanswered<'_, S> {
+    fn answered(mut self) -> Permit {
+        self.permit.take().unwrap_or_else(|| unreachable!("a claim is answered once"))
     }
 }
 
 impl<S: Store> Drop for Unanswered<'_, S> {
     fn drop(&mut self) {
-        if !self.answered {
-            // The owner alone says whose claim it is; nobody knows attempt and fence.
-            let unknown = Acquired { attempt: 0, fence: 0, previous_vanished: false };
-            let lease = lease_of(self.claim, unknown);
-            self.engine.release_in_background(lease, self.settings.clone());
-        }
+        let Some(permit) = self.permit.take() else { return };
+        // The owner alone says whose claim it is; nobody knows attempt and fence.
+        let unknown = Acquired { attempt: 0, fence: 0, previous_vanished: false };
+        let unrun = Unrun {
+            lease: lease_of(self.claim, unknown),
+            settings: self.settings.clone(),
+            // It may have been a take-over, whose doubt must not be forgotten.
+            keep_counters_for: self.settings.keep_doubt_for(),
+            answered: false,
+        };
+        self.engine.release_in_background(unrun, permit);
     }
 }
 
@@ -456,19 +520,15 @@ impl Pause {
         if Instant::now() >= self.until {
             return false;
         }
-        sleep(self.next).await;
+        // With jitter, so that what failed together does not come back together.
+        sleep(self.next.mul_f64(rand::random_range(0.75..1.25))).await;
         self.next = (self.next * 2).min(Duration::from_secs(5));
         true
     }
 }
 
 fn lease_of(claim: &Claim, acquired: Acquired) -> Lease {
-    Lease {
-        id: claim.id,
-        owner: claim.owner,
-        attempt: acquired.attempt,
-        fence: acquired.fence,
-    }
+    Lease { id: claim.id, owner: claim.owner, attempt: acquired.attempt, fence: acquired.fence }
 }
 
 fn late(verb: &'static str, deadline: Duration) -> StoreError {

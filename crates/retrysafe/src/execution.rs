@@ -4,14 +4,15 @@
 //! handler has started is released (D5: nothing ran); one that is dropped later is abandoned, and
 //! its lease runs out: nobody knows what it did.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use retrysafe_core::{Comparison, Fingerprint, Found, Held, Lease, Settings, Store, StoreError};
-use tokio::time::Instant;
+use retrysafe_core::{
+    Comparison, Fingerprint, Found, Held, Record, Store, StoreError, StoreErrorKind,
+};
 
 use crate::{
-    engine::{Engine, Pause},
+    engine::{Engine, Pause, Permit, Unrun},
     keeper::Hold,
     observe,
     waiting::Turn,
@@ -21,14 +22,13 @@ pub(crate) struct Execution<S: Store>(Option<Attempted<S>>);
 
 struct Attempted<S: Store> {
     engine: Engine<S>,
-    settings: Arc<Settings>,
-    lease: Lease,
-    /// As it was claimed; the body part may be missing.
-    fingerprint: Fingerprint,
     hold: Hold,
+    previous_vanished: bool,
     started: bool,
     /// The turn of the duplicates that wait in this process: they go on when this attempt ends.
     turn: Option<Turn>,
+    /// Given back when nothing of the attempt is left to do, in the background neither (E6).
+    permit: Permit,
 }
 
 /// What the store said to the end of an attempt.
@@ -47,7 +47,6 @@ pub(crate) enum Ended {
 }
 
 /// How an attempt ends, towards the store.
-#[derive(Clone, Debug)]
 enum End {
     Complete { fingerprint: Fingerprint, payload: Bytes, retention: Duration },
     Release,
@@ -57,22 +56,13 @@ enum End {
 impl<S: Store> Execution<S> {
     pub(crate) fn new(
         engine: Engine<S>,
-        settings: Arc<Settings>,
-        lease: Lease,
-        fingerprint: Fingerprint,
-        sent: Instant,
+        hold: Hold,
+        previous_vanished: bool,
+        permit: Permit,
     ) -> Self {
         observe::in_flight(1.0);
-        let hold = engine.keeper().hold(&engine, &lease, &settings, sent);
-        Self(Some(Attempted {
-            engine,
-            settings,
-            lease,
-            fingerprint,
-            hold,
-            started: false,
-            turn: None,
-        }))
+        let (started, turn) = (false, None);
+        Self(Some(Attempted { engine, hold, previous_vanished, started, turn, permit }))
     }
 
     /// Lets the duplicates that wait in this process wait for this attempt.
@@ -90,8 +80,14 @@ impl<S: Store> Execution<S> {
         attempted.started
     }
 
+    /// Whether nobody can have taken over yet (R7).
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.attempted().hold.is_fresh()
+    }
+
+    /// As it was claimed; the body part may be missing.
     pub(crate) fn fingerprint(&self) -> &Fingerprint {
-        &self.attempted().fingerprint
+        self.attempted().hold.fingerprint()
     }
 
     /// Waits until a renewal has found that the lease is lost.
@@ -100,23 +96,23 @@ impl<S: Store> Execution<S> {
     }
 
     /// Keeps the outcome.
-    pub(crate) async fn complete(
+    pub(crate) fn complete(
         self,
         fingerprint: Fingerprint,
         payload: Bytes,
         retention: Duration,
-    ) -> Ended {
-        self.end(End::Complete { fingerprint, payload, retention }).await
+    ) -> impl Future<Output = Ended> {
+        self.end(End::Complete { fingerprint, payload, retention })
     }
 
     /// Frees the key for the next try.
-    pub(crate) async fn release(self) -> Ended {
-        self.end(End::Release).await
+    pub(crate) fn release(self) -> impl Future<Output = Ended> {
+        self.end(End::Release)
     }
 
     /// Says that the outcome is unknown and the work is over.
-    pub(crate) async fn give_up(self) -> Ended {
-        self.end(End::GiveUp).await
+    pub(crate) fn give_up(self) -> impl Future<Output = Ended> {
+        self.end(End::GiveUp)
     }
 
     /// Says nothing: the work may go on, so the lease runs out by itself.
@@ -125,11 +121,19 @@ impl<S: Store> Execution<S> {
         observe::in_flight(-1.0);
     }
 
-    async fn end(mut self, end: End) -> Ended {
+    async fn end(mut self, mut end: End) -> Ended {
         let Some(mut attempted) = self.0.take() else { unreachable!("an execution ends once") };
         observe::in_flight(-1.0);
         attempted.hold.ending();
-        match attempted.tell(&end).await {
+        let mut told = attempted.tell(&end).await;
+        if let Err(error) = &told
+            && matches!(error.kind(), StoreErrorKind::Full | StoreErrorKind::TooLarge)
+            && end.shrink()
+        {
+            // R4: what does not fit is finished without its response, and never runs again.
+            told = attempted.tell(&end).await;
+        }
+        match told {
             Ok(Held::Applied) => {
                 if let (End::Complete { fingerprint, payload, .. }, Some(turn)) =
                     (end, attempted.turn.take())
@@ -139,10 +143,11 @@ impl<S: Store> Execution<S> {
                 Ended::Recorded
             }
             Ok(Held::Lost(found)) => {
-                observe::lease_lost(&attempted.lease.id, attempted.lease.attempt);
+                let lease = attempted.hold.lease();
+                observe::lease_lost(&lease.id, lease.attempt);
                 let ours = match &end {
                     End::Complete { fingerprint, .. } => fingerprint,
-                    End::Release | End::GiveUp => &attempted.fingerprint,
+                    End::Release | End::GiveUp => attempted.hold.fingerprint(),
                 };
                 match &found {
                     // E5: the key may have been freed meanwhile, and used for another request.
@@ -154,8 +159,9 @@ impl<S: Store> Execution<S> {
                     _ => Ended::Lost(found),
                 }
             }
-            Err(_) => {
-                let fresh = attempted.hold.is_fresh();
+            Err(error) => {
+                // A record that can't be read is not ours to answer for (E5).
+                let fresh = attempted.hold.is_fresh() && error.kind() != StoreErrorKind::Unreadable;
                 attempted.turn = None;
                 let engine = attempted.engine.clone();
                 engine.detach(attempted.tell_again(end));
@@ -173,24 +179,49 @@ impl<S: Store> Execution<S> {
     }
 }
 
+impl End {
+    /// Leaves the response out of what is to be kept; `false` if there is none in it.
+    fn shrink(&mut self) -> bool {
+        let Self::Complete { payload, .. } = self else { return false };
+        match Record::outcome_only(payload) {
+            Ok(shorter) if shorter.len() < payload.len() => {
+                *payload = shorter;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 impl<S: Store> Attempted<S> {
     async fn tell(&self, end: &End) -> Result<Held, StoreError> {
-        let deadline = self.settings.store_deadline;
+        let (lease, settings) = (self.hold.lease(), self.hold.settings());
+        let deadline = settings.store_deadline;
         match end {
             End::Complete { fingerprint, payload, retention } => {
-                self.engine
-                    .complete(&self.lease, fingerprint, payload.clone(), *retention, deadline)
-                    .await
+                let payload = payload.clone();
+                self.engine.complete(lease, fingerprint, payload, *retention, deadline).await
             }
-            End::Release => self.engine.release(&self.lease, &self.settings).await,
-            End::GiveUp => self.engine.renew(&self.lease, Duration::ZERO, deadline).await,
+            End::Release => {
+                let keep_counters_for = self.keep_counters_for();
+                self.engine.release(lease, settings, keep_counters_for).await
+            }
+            End::GiveUp => self.engine.renew(lease, Duration::ZERO, deadline).await,
+        }
+    }
+
+    fn keep_counters_for(&self) -> Duration {
+        let settings = self.hold.settings();
+        match self.previous_vanished {
+            true => settings.keep_doubt_for(),
+            false => settings.keep_counters_for(),
         }
     }
 
     /// R7: the write is retried with the same owner. Meanwhile the lease goes on being renewed, so
     /// that nobody runs again what has been done. It never deletes the record.
     async fn tell_again(self, end: End) {
-        let mut pause = Pause::new(self.settings.max_execution);
+        let mut pause = Pause::new(self.hold.settings().max_execution);
         while pause.again().await {
             match self.tell(&end).await {
                 Ok(Held::Applied) => return,
@@ -199,7 +230,8 @@ impl<S: Store> Attempted<S> {
             }
         }
         if let End::Complete { .. } = end {
-            observe::unrecorded(&self.lease.id, self.lease.attempt);
+            let lease = self.hold.lease();
+            observe::unrecorded(&lease.id, lease.attempt);
         }
     }
 }
@@ -209,8 +241,13 @@ impl<S: Store> Drop for Execution<S> {
         let Some(attempted) = self.0.take() else { return };
         observe::in_flight(-1.0);
         if !attempted.started {
-            let Attempted { engine, lease, settings, .. } = attempted;
-            engine.release_in_background(lease, settings);
+            let unrun = Unrun {
+                lease: attempted.hold.lease().clone(),
+                settings: attempted.hold.settings().clone(),
+                keep_counters_for: attempted.keep_counters_for(),
+                answered: true,
+            };
+            attempted.engine.release_in_background(unrun, attempted.permit);
         }
     }
 }

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header, request::Parts};
 use http_body::Body;
 use retrysafe_core::{
-    Begin, Code, Comparison, Decision, Fingerprint, Fingerprinter, Found, IdempotencyKey,
-    Kept, KeySource, Likeness, OnInFlight, OnStoreFailure, OnUnknownOutcome,
-    OperationId, Problem, Record, RequestHead, Scope, Settings, Store, Trace, decide,
+    Attempt, Begin, Code, Comparison, Decision, Fingerprint, Fingerprinter, Found, IdempotencyKey,
+    Kept, KeySource, Likeness, OnInFlight, OnStoreFailure, OnUnknownOutcome, OperationId, Problem,
+    Record, RequestHead, Scope, Settings, Store, Trace, decide,
     headers::{BYPASSED, IDEMPOTENCY_STATUS},
 };
 use sha2::{Digest as _, Sha256};
@@ -21,10 +21,10 @@ use tower_service::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
-    body::{BoxError, ReadAhead, RequestBody, ResponseBody},
+    body::{BoxError, Pieces, ReadAhead, RequestBody, ResponseBody},
     door::Door,
     engine::{BeginError, Engine},
-    observe::{self, RequestOutcome},
+    observe::{self, RequestCounter, RequestOutcome},
     run::{Claimed, claim_and_run},
     scope::ScopeFrom,
     waiting::{Turn, Waited, Waiter},
@@ -37,12 +37,13 @@ pub(crate) struct Guard<S> {
     pub(crate) scope: ScopeFrom,
     pub(crate) original_uri: Option<fn(&Parts) -> Option<&Uri>>,
     pub(crate) door: Door,
+    pub(crate) requests: RequestCounter,
 }
 
 /// A response of a guarded service.
 pub(crate) type Answer<B> = Response<ResponseBody<B>>;
 
-/// A request that can be claimed.
+/// A request that can be claimed. It goes from future to future, so it is boxed.
 pub(crate) struct Prepared<B> {
     pub(crate) parts: Parts,
     pub(crate) body: ReadAhead<B>,
@@ -56,7 +57,7 @@ pub(crate) struct Prepared<B> {
 /// What there is to do with a request that has been read.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Ready<B> {
-    Guarded(Prepared<B>),
+    Guarded(Box<Prepared<B>>),
     /// It names no operation (K6).
     Unnamed(Parts, ReadAhead<B>),
 }
@@ -79,16 +80,17 @@ impl<S: Store> Guard<S> {
     ) -> Result<Answer<R>, I::Error>
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
+            + Clone
             + Send
             + 'static,
         I::Error: 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-        R: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
         let request = match self.prepare(request).await {
             Ok(Ready::Guarded(request)) => request,
             Ok(Ready::Unnamed(parts, body)) => {
-                let body = body.into_body(self.settings.fingerprinter.hasher()).0;
+                let body = body.into_body(|| self.settings.fingerprinter.hasher()).0;
                 let response = inner.call(Request::from_parts(parts, body)).await?;
                 return Ok(response.map(ResponseBody::passed));
             }
@@ -112,15 +114,16 @@ impl<S: Store> Guard<S> {
     async fn settle<I, B, R>(
         self: Arc<Self>,
         mut inner: I,
-        mut request: Prepared<B>,
+        mut request: Box<Prepared<B>>,
     ) -> Result<Answer<R>, I::Error>
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
+            + Clone
             + Send
             + 'static,
         I::Error: 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-        R: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
         let may_take_over = !matches!(self.settings.on_unknown_outcome, OnUnknownOutcome::Refuse);
         // A body that is not known yet may still turn out to differ: look before taking over.
@@ -130,25 +133,21 @@ impl<S: Store> Guard<S> {
         let mut superseded = false;
         loop {
             let id = request.id;
-            let claimed = self
-                .engine
-                .detach(
-                    claim_and_run(self.clone(), inner, request, take_over, turn.take())
-                        .instrument(Span::current()),
-                )
-                .await;
+            let work = claim_and_run(self.clone(), inner, request, take_over, turn.take())
+                .instrument(Span::current());
+            let claimed = self.engine.see_through(work).await;
             let (found, my_turn);
             match claimed {
-                Ok(Claimed::Answered(answer)) => return answer,
-                Ok(Claimed::Refused { error, inner, request }) => {
+                Some(Claimed::Answered(answer)) => return answer,
+                Some(Claimed::Refused { error, inner, request }) => {
                     return self.without_store(error, inner, request).await;
                 }
-                Ok(Claimed::Found { found: it, inner: i, request: r, turn: t }) => {
+                Some(Claimed::Found { found: it, inner: i, request: r, turn: t }) => {
                     (found, inner, request, my_turn) = (it, i, r, t);
                 }
                 // Only a runtime that is shutting down, or a mistake of ours, ends a task early.
                 // Its execution, if there was one, has been abandoned.
-                Err(_) => {
+                None => {
                     let problem = Problem::new(Code::HandlerFailed, "The request was interrupted.");
                     return Ok(self.refuse(&problem, RequestOutcome::Rejected, Some(&id), None));
                 }
@@ -210,8 +209,14 @@ impl<S: Store> Guard<S> {
                     None => return Ok(self.in_progress(&id, attempt)),
                 },
             };
+            // A ready service may hold what others need, such as a place under a limit: it must not
+            // be held while waiting (`waiters_eat_pool`).
+            inner = inner.clone();
             match self.wait(waiting, &id, attempt, my_turn).await {
-                WaitEnd::MyTurn(mine) => turn = Some(mine),
+                WaitEnd::MyTurn(mine) => {
+                    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+                    turn = Some(mine);
+                }
                 WaitEnd::Outcome(found) => {
                     let likeness = match self.compare(&request, &found) {
                         Ok(likeness) => likeness,
@@ -285,9 +290,10 @@ impl<S: Store> Guard<S> {
         if early_key.is_none() && !from_body && settings.require_key {
             return Err(Problem::missing_key());
         }
-        let scope = match early_key.is_some() || from_body {
-            true => Some(self.scope.find(&parts).await?),
-            false => None,
+        // Known before the body is read, where it can be: nobody's body is not worth reading.
+        let early_scope = match early_key {
+            Some(_) => Some(self.scope.find(&parts).await?),
+            None => None,
         };
         let body = ReadAhead::read(body, &parts.headers, settings.inline_body)
             .await
@@ -307,16 +313,26 @@ impl<S: Store> Guard<S> {
             }
             _ => early_key,
         };
-        let (Some(key), Some(scope)) = (key, scope) else {
+        let Some(key) = key else {
             return if settings.require_key {
                 Err(Problem::missing_key())
             } else {
                 Ok(Ready::Unnamed(parts, body))
             };
         };
+        let scope = match early_scope {
+            Some(scope) => scope,
+            None => self.scope.find(&parts).await?,
+        };
         let id = OperationId::new(&settings.namespace, &scope, &key);
+        let outer = parts.extensions.get::<Attempt>();
+        if outer.is_some_and(|outer| *outer.operation() == id) {
+            // A layer outside has claimed this very operation for this request.
+            return Ok(Ready::Unnamed(parts, body));
+        }
         let trace = Trace::from_headers(&parts.headers);
-        Ok(Ready::Guarded(Prepared { parts, body, key, scope, id, fingerprint, trace }))
+        let prepared = Prepared { parts, body, key, scope, id, fingerprint, trace };
+        Ok(Ready::Guarded(Box::new(prepared)))
     }
 
     fn fingerprint<B>(
@@ -386,7 +402,7 @@ impl<S: Store> Guard<S> {
         &self,
         error: BeginError,
         mut inner: I,
-        request: Prepared<B>,
+        request: Box<Prepared<B>>,
     ) -> Result<Answer<R>, I::Error>
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>>,
@@ -407,7 +423,7 @@ impl<S: Store> Guard<S> {
         self.door.strip(&mut parts);
         // There is no attempt; a handler may still want to know the key.
         parts.extensions.insert(request.key);
-        let body = request.body.into_body(self.settings.fingerprinter.hasher()).0;
+        let body = request.body.into_body(|| self.settings.fingerprinter.hasher()).0;
         let mut response = inner.call(Request::from_parts(parts, body)).await?;
         self.door.take_overrule(&mut response);
         let headers = response.headers_mut();
@@ -494,7 +510,7 @@ impl<S: Store> Guard<S> {
                 headers.insert(header::TRAILER, names);
             }
         }
-        let mut response = Response::new(ResponseBody::kept(Vec::from_iter(body), trailers));
+        let mut response = Response::new(ResponseBody::kept(Pieces::from_iter(body), trailers));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
@@ -540,6 +556,7 @@ impl<S: Store> Guard<S> {
         trace: Option<Trace>,
         first: Option<Trace>,
     ) {
+        self.requests.count(outcome);
         observe::decided(&self.settings, outcome, id, attempt, trace, first);
     }
 }
@@ -588,10 +605,7 @@ fn content_key(fingerprint: &Fingerprint) -> Result<IdempotencyKey, Problem> {
 
 // K3: running unprotected is the worst answer, and the key may be in what was not read.
 fn body_too_long_for_key() -> Problem {
-    Problem::new(
-        Code::MissingKey,
-        "The body is longer than what is read to find the key in it.",
-    )
+    Problem::new(Code::MissingKey, "The body is longer than what is read to find the key in it.")
 }
 
 fn incomplete_body() -> Problem {

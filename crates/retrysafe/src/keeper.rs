@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use retrysafe_core::{Held, Lease, Settings, Store};
+use retrysafe_core::{Fingerprint, Held, Lease, Settings, Store};
 use tokio::{
     sync::Notify,
     task::{JoinHandle, yield_now},
@@ -50,6 +50,8 @@ pub(crate) struct Hold {
 struct Watched {
     lease: Lease,
     settings: Arc<Settings>,
+    /// As it was claimed. Here because the futures of an attempt carry it: they move a pointer.
+    fingerprint: Fingerprint,
     number: u64,
     started: Instant,
     times: Mutex<Times>,
@@ -71,8 +73,9 @@ impl Keeper {
     pub(crate) fn hold<S: Store>(
         &self,
         engine: &Engine<S>,
-        lease: &Lease,
-        settings: &Arc<Settings>,
+        lease: Lease,
+        settings: Arc<Settings>,
+        fingerprint: Fingerprint,
         sent: Instant,
     ) -> Hold {
         let due = sent + settings.lease / 3;
@@ -80,8 +83,9 @@ impl Keeper {
         let number = queue.next;
         queue.next += 1;
         let watched = Arc::new(Watched {
-            lease: lease.clone(),
-            settings: settings.clone(),
+            lease,
+            settings,
+            fingerprint,
             number,
             started: sent,
             times: Mutex::new(Times { due, sent }),
@@ -124,6 +128,18 @@ impl Shared {
 }
 
 impl Hold {
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.watched.lease
+    }
+
+    pub(crate) fn settings(&self) -> &Arc<Settings> {
+        &self.watched.settings
+    }
+
+    pub(crate) fn fingerprint(&self) -> &Fingerprint {
+        &self.watched.fingerprint
+    }
+
     /// Lets the keeper take note of this lease. What a task wakes up runs next on the same thread,
     /// and no other takes it from there: a handler that then blocks the thread would block the
     /// keeper with it (E2).

@@ -9,7 +9,8 @@ use retrysafe_core::{
 use tower_layer::Layer;
 
 use crate::{
-    door::Door, engine::Engine, guard::Guard, scope::ScopeFrom, service::IdempotencyService,
+    door::Door, engine::Engine, guard::Guard, observe::RequestCounter, scope::ScopeFrom,
+    service::IdempotencyService,
 };
 
 /// Makes the operations of a service idempotent: one that names itself with an `Idempotency-Key`
@@ -44,7 +45,7 @@ use crate::{
 /// # Ok::<(), retrysafe::ConfigError>(())
 /// ```
 ///
-/// A layer without a scope does not compile:
+/// A layer without a scope does not compile (S1):
 ///
 /// ```compile_fail
 /// use retrysafe::{IdempotencyLayer, MemoryStore};
@@ -83,13 +84,14 @@ impl<S: Store> IdempotencyLayer<S> {
         if self.guard.original_uri.is_some() {
             return self;
         }
-        let Guard { engine, settings, scope, door, .. } = &*self.guard;
+        let Guard { engine, settings, scope, door, requests, .. } = &*self.guard;
         let guard = Guard {
             engine: engine.clone(),
             settings: settings.clone(),
             scope: scope.clone(),
             original_uri: Some(find),
             door: *door,
+            requests: requests.clone(),
         };
         Self { guard: Arc::new(guard) }
     }
@@ -226,6 +228,7 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
         Ok(L::from(IdempotencyLayer {
             guard: Arc::new(Guard {
                 engine: self.engine?,
+                requests: RequestCounter::new(&self.settings.route),
                 settings: Arc::new(self.settings),
                 scope: self.scope,
                 original_uri: self.original_uri,

@@ -1,8 +1,12 @@
 //! What operators see: metrics, the audit log, and the names in them (DESIGN, Observability).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use metrics::{Key, Label, Level, Metadata, with_recorder};
 use retrysafe_core::{OperationId, Settings, StoreError, Trace};
+
+static METADATA: Metadata<'static> =
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
 /// What became of a guarded request: the label `outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,19 @@ pub(crate) enum RequestOutcome {
 }
 
 impl RequestOutcome {
+    const ALL: [Self; 10] = [
+        Self::Executed,
+        Self::Replayed,
+        Self::Released,
+        Self::InProgress,
+        Self::KeyReused,
+        Self::OutcomeUnknown,
+        Self::ResponseUnavailable,
+        Self::Bypassed,
+        Self::Rejected,
+        Self::Fenced,
+    ];
+
     /// The name in metrics and logs.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +64,28 @@ impl RequestOutcome {
     }
 }
 
-/// Counts what became of a guarded request and writes it to the audit log. `first_trace` links a
+/// Counts the guarded requests of a layer. Its keys are made beforehand: a label that is not a
+/// literal is allocated, and hashed, each time.
+#[derive(Clone)]
+pub(crate) struct RequestCounter(Arc<[Key; RequestOutcome::ALL.len()]>);
+
+impl RequestCounter {
+    pub(crate) fn new(route: &Arc<str>) -> Self {
+        let key = |outcome: RequestOutcome| {
+            let labels =
+                vec![Label::new("outcome", outcome.as_str()), Label::new("route", route.clone())];
+            Key::from_parts("retrysafe_requests_total", labels)
+        };
+        Self(Arc::new(RequestOutcome::ALL.map(key)))
+    }
+
+    pub(crate) fn count(&self, outcome: RequestOutcome) {
+        let key = &self.0[outcome as usize];
+        with_recorder(|recorder| recorder.register_counter(key, &METADATA)).increment(1);
+    }
+}
+
+/// Writes what became of a guarded request to the audit log. `first_trace` links a
 /// replay to the trace that first ran.
 pub(crate) fn decided(
     settings: &Settings,
@@ -57,12 +95,6 @@ pub(crate) fn decided(
     trace: Option<Trace>,
     first_trace: Option<Trace>,
 ) {
-    metrics::counter!(
-        "retrysafe_requests_total",
-        "outcome" => outcome.as_str(),
-        "route" => settings.route.clone(),
-    )
-    .increment(1);
     let span = tracing::Span::current();
     span.record("outcome", outcome.as_str());
     span.record("attempt", attempt);
@@ -81,21 +113,34 @@ pub(crate) fn decided(
     );
 }
 
-pub(crate) fn store_call(
+/// Measures the calls of one store, with keys that are made beforehand.
+pub(crate) struct StoreCalls {
     store: &'static str,
-    verb: &'static str,
-    took: Duration,
-    error: Option<&StoreError>,
-) {
-    metrics::histogram!("retrysafe_store_seconds", "store" => store, "verb" => verb)
-        .record(took.as_secs_f64());
-    if let Some(error) = error {
-        let kind = error.kind().as_str();
-        metrics::counter!(
-            "retrysafe_store_errors_total", "store" => store, "verb" => verb, "kind" => kind
-        )
-        .increment(1);
-        tracing::warn!(store, verb, kind, error = %chain(error), "store call failed");
+    seconds: [(&'static str, Key); 5],
+}
+
+impl StoreCalls {
+    pub(crate) fn new(store: &'static str) -> Self {
+        let key = |verb| {
+            let labels = vec![Label::new("store", store), Label::new("verb", verb)];
+            (verb, Key::from_parts("retrysafe_store_seconds", labels))
+        };
+        Self { store, seconds: ["begin", "renew", "complete", "release", "sweep"].map(key) }
+    }
+
+    pub(crate) fn call(&self, verb: &'static str, took: Duration, error: Option<&StoreError>) {
+        if let Some((_, key)) = self.seconds.iter().find(|(it, _)| *it == verb) {
+            with_recorder(|recorder| recorder.register_histogram(key, &METADATA))
+                .record(took.as_secs_f64());
+        }
+        if let Some(error) = error {
+            let (store, kind) = (self.store, error.kind().as_str());
+            metrics::counter!(
+                "retrysafe_store_errors_total", "store" => store, "verb" => verb, "kind" => kind
+            )
+            .increment(1);
+            tracing::warn!(store, verb, kind, error = %chain(error), "store call failed");
+        }
     }
 }
 

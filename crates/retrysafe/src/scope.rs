@@ -170,11 +170,19 @@ const OTHER_CREDENTIALS: [&str; 10] = [
     "ocp-apim-subscription-key",
 ];
 
+/// How the names of such headers end, whoever invented them.
+const CREDENTIAL_ENDINGS: [&str; 4] = ["-token", "-api-key", "-secret", "-signature"];
+
+fn carries_a_credential(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    OTHER_CREDENTIALS.contains(&name) || CREDENTIAL_ENDINGS.iter().any(|it| name.ends_with(it))
+}
+
 fn credentials(headers: &HeaderMap) -> Found {
     const USE_ANOTHER: &str = "The caller can't be told from this request's credentials. Set \
         `--scope header:NAME` or `--scope cookie:NAME` to what identifies it.";
     if !headers.contains_key(header::AUTHORIZATION) {
-        let shown = OTHER_CREDENTIALS.iter().any(|name| headers.contains_key(*name));
+        let shown = headers.keys().any(carries_a_credential);
         return if shown { Err(nobody(USE_ANOTHER)) } else { Ok(Scope::anonymous()) };
     }
     let line = one_line(headers, &header::AUTHORIZATION).map(<[u8]>::trim_ascii);
@@ -223,6 +231,7 @@ mod tests {
             &[("authorization", "Bearer one"), ("authorization", "Bearer two")],
             &[("cookie", "session=1")],
             &[("x-api-key", "1")],
+            &[("x-vault-token", "1")],
         ] {
             assert_eq!(scope(nobody), Err(Code::MissingScope), "{nobody:?}");
         }

@@ -50,7 +50,7 @@ where
     I::Error: Send + 'static,
     S: Store,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-    R: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
     type Response = Response<ResponseBody<R>>;
     type Error = I::Error;

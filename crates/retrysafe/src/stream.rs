@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,7 +16,10 @@ use http_body::{Body, Frame};
 use retrysafe_core::Store;
 use tokio::sync::{Notify, mpsc};
 
-use crate::{body::BoxError, execution::Execution};
+use crate::{
+    body::{BoxError, Collected, Pieces, next_frame},
+    execution::Execution,
+};
 
 /// How far the execution may be ahead of the client once nothing is copied any more.
 const AHEAD: usize = 64 * 1024;
@@ -123,26 +125,25 @@ impl LiveSender {
 /// A response body as far as the execution has read it.
 pub(crate) enum Read<B> {
     /// To its end.
-    Whole { data: Vec<Bytes>, trailers: Option<HeaderMap> },
+    Whole { data: Pieces, trailers: Option<HeaderMap> },
     /// It is longer than what is kept.
-    Long { data: Vec<Bytes>, rest: Pin<Box<B>> },
+    Long { data: Pieces, rest: B },
     /// It broke off.
     BrokeOff,
 }
 
 /// Reads a body as long as it may be kept.
-pub(crate) async fn read<B>(body: B, max_kept_body: usize) -> Read<B>
+pub(crate) async fn read<B>(mut body: B, max_kept_body: usize) -> Read<B>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
 {
-    let mut body = Box::pin(body);
-    let (mut data, mut trailers, mut length) = (Vec::new(), None, 0);
+    let (mut data, mut trailers, mut length) = (Collected::default(), None, 0);
     if body.size_hint().lower() > max_kept_body as u64 {
-        return Read::Long { data, rest: body };
+        return Read::Long { data: Pieces::new(), rest: body };
     }
     while length <= max_kept_body {
         match next_frame(&mut body).await {
-            None => return Read::Whole { data, trailers },
+            None => return Read::Whole { data: data.pieces(), trailers },
             Some(Err(_)) => return Read::BrokeOff,
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
@@ -153,13 +154,13 @@ where
             },
         }
     }
-    Read::Long { data, rest: body }
+    Read::Long { data: data.pieces(), rest: body }
 }
 
 /// A live response body that ended well.
 pub(crate) struct Streamed {
     /// What was copied aside; `None` if it became longer than what is kept.
-    pub(crate) data: Option<Vec<Bytes>>,
+    pub(crate) data: Option<Pieces>,
     pub(crate) trailers: Option<HeaderMap>,
 }
 
@@ -178,20 +179,20 @@ pub(crate) enum Broken {
 ///
 /// [`Broken`] says why it did not end well. The client's response has been broken off then.
 pub(crate) async fn forward<B, S>(
-    read: Vec<Bytes>,
-    mut body: Pin<Box<B>>,
+    read: Pieces,
+    mut body: B,
     max_kept_body: usize,
     client: LiveSender,
     execution: &Execution<S>,
 ) -> Result<(LiveSender, Streamed), Broken>
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     S: Store,
 {
-    let mut copied = Some(Vec::new());
+    let mut copied = Some(Collected::default());
     let mut length = 0;
     let mut trailers = None;
-    let mut copy = |piece: &Bytes, copied: &mut Option<Vec<Bytes>>| {
+    let mut copy = |piece: &Bytes, copied: &mut Option<Collected>| {
         length += piece.len();
         if length > max_kept_body {
             *copied = None;
@@ -205,18 +206,24 @@ where
         client.send(Piece::Frame(Frame::data(piece)));
     }
     loop {
-        if copied.is_none() {
-            client.keep_pace().await;
-        }
+        let next = async {
+            if copied.is_none() {
+                client.keep_pace().await;
+            }
+            next_frame(&mut body).await
+        };
         let frame = tokio::select! {
-            frame = next_frame(&mut body) => frame,
+            frame = next => frame,
             () = execution.lost() => {
                 client.break_off(None);
                 return Err(Broken::Lease);
             }
         };
         match frame {
-            None => return Ok((client, Streamed { data: copied, trailers })),
+            None => {
+                let data = copied.map(Collected::pieces);
+                return Ok((client, Streamed { data, trailers }));
+            }
             Some(Err(error)) => {
                 client.break_off(Some(error.into()));
                 return Err(Broken::Body);
@@ -231,10 +238,6 @@ where
             },
         }
     }
-}
-
-async fn next_frame<B: Body>(body: &mut Pin<Box<B>>) -> Option<Result<Frame<B::Data>, B::Error>> {
-    std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await
 }
 
 #[derive(Debug)]

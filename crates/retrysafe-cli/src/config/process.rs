@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::text::{Span, Sweep, Upstream};
+use super::text::{AdminAddress, Span, Sweep, Upstream};
 
 /// What was said of the process in one place.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -14,9 +14,9 @@ pub(crate) struct ProcessOverrides {
     /// Where clients connect to [default: 127.0.0.1:8080]
     #[arg(long, env = "RETRYSAFE_LISTEN", value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Where /livez, /readyz and /metrics are served [default: nowhere]
+    /// Where /livez, /readyz and /metrics are served, or off [default: 127.0.0.1:9090, if it is free]
     #[arg(long, env = "RETRYSAFE_ADMIN", value_name = "ADDR")]
-    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin: Option<AdminAddress>,
     /// The service: http://host:port or https://host
     #[arg(long, env = "RETRYSAFE_UPSTREAM", value_name = "URL", hide_env_values = true)]
     pub(crate) upstream: Option<Upstream>,

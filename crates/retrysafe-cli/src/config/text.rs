@@ -1,7 +1,7 @@
 //! Values as people write them: the same text is accepted by a flag, an environment variable and
 //! the file. Lists may be arrays in the file, numbers need no quotes there.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use http::{HeaderName, Method, StatusCode, Uri, uri::Scheme};
 use retrysafe::{Fingerprinter, JsonPointer, KeyFormat, KeySource, Scope, ScopeFrom};
@@ -72,6 +72,7 @@ read_as_text!(
     Header,
     Headers,
     Status,
+    AdminAddress,
     Upstream,
     Sweep,
     ScopeText,
@@ -223,6 +224,11 @@ impl FromStr for Upstream {
         if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
             return Err(bad("has a user name in it"));
         }
+        // A port that is too large would be taken for none at all.
+        let port = uri.authority().and_then(|it| it.as_str().rsplit_once(':'));
+        if port.is_some_and(|(_, port)| !port.ends_with(']')) && uri.port_u16().is_none() {
+            return Err(bad("has a port that is none"));
+        }
         if uri.path_and_query().is_some_and(|path| path != "/") {
             return Err(bad("has a path, but paths are passed on as they come"));
         }
@@ -233,6 +239,24 @@ impl FromStr for Upstream {
 /// How often expired records are swept: a duration, or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sweep(pub(crate) Option<Duration>);
+
+/// Where operators connect to, if anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AdminAddress(pub(crate) Option<SocketAddr>);
+
+impl FromStr for AdminAddress {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Self, BadText> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|address| Self(Some(address)))
+                .map_err(|_| BadText::new("expected an address such as 127.0.0.1:9090, or `off`")),
+        }
+    }
+}
 
 impl FromStr for Sweep {
     type Err = BadText;

@@ -29,9 +29,9 @@ pub(crate) fn request(parts: &mut request::Parts) -> Option<HeaderValue> {
     let upgrade = wanted_upgrade(parts).filter(|_| !guarded);
     let wants_trailers = has_token(&parts.headers, &TE, "trailers");
     let map = &mut parts.headers;
-    // `Host` is passed on as it came; over HTTP/2 it came as the authority.
-    if !map.contains_key(HOST)
-        && let Some(authority) = parts.uri.authority()
+    // `Host` is passed on as it came; over HTTP/2, and in a target that is a whole URL, it came as
+    // the authority, and that outranks the header (RFC 9112, section 3.2.2).
+    if let Some(authority) = parts.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         map.insert(HOST, host);
@@ -121,8 +121,11 @@ fn wanted_upgrade(parts: &request::Parts) -> Option<HeaderValue> {
 fn strip_hop_by_hop(map: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(map, &CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-        // What frames or routes a message can't be taken from it by naming it.
+        // What frames or routes a message can't be taken from it by naming it, nor what is said
+        // between the layer and the service (E3, E4).
         .filter(|name| name != http::header::CONTENT_LENGTH && name != HOST)
+        .filter(|name| !headers::from_the_proxy_only().contains(&name))
+        .filter(|name| name != headers::IDEMPOTENCY_OUTCOME)
         .collect();
     for name in named {
         map.remove(name);
@@ -239,6 +242,24 @@ mod tests {
         );
         let ours: Vec<_> = map.keys().filter(|name| name.as_str().starts_with("idem")).collect();
         assert_eq!(ours, ["idempotency-key"]);
+    }
+
+    #[test]
+    fn e3_a_client_can_not_have_what_the_layer_says_taken_out() {
+        let mut request = Request::post("/")
+            .header("connection", "close, Idempotency-Previous")
+            .header("idempotency-previous", "vanished")
+            .body(())
+            .unwrap();
+        strip_hop_by_hop(request.headers_mut());
+        assert_eq!(request.headers()["idempotency-previous"], "vanished");
+    }
+
+    #[test]
+    fn the_authority_outranks_the_host_header() {
+        let map = forwarded(Request::get("http://shop.example/").header("host", "other.example"));
+        assert_eq!(map["host"], "shop.example");
+        assert_eq!(map["x-forwarded-host"], "shop.example");
     }
 
     #[test]

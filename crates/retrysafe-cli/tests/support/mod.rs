@@ -110,6 +110,21 @@ impl Running {
         (self.child.wait().unwrap(), stderr)
     }
 
+    /// Reads its log until it ends. One that logs a lot waits for whoever does not read.
+    pub(crate) fn read_log(&mut self) -> thread::JoinHandle<String> {
+        let mut stderr = self.child.stderr.take().unwrap();
+        thread::spawn(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).unwrap();
+            log
+        })
+    }
+
+    /// Waits for its end, when its log is read elsewhere.
+    pub(crate) fn ended_silently(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     /// Waits until a line of its log says something, and answers what was logged until then.
     pub(crate) fn logged(&mut self, text: &str) -> String {
         let stderr = self.child.stderr.as_mut().unwrap();
@@ -162,6 +177,26 @@ impl Service {
         self.connections.try_recv().is_ok()
     }
 
+    /// Answers every request of every connection, whose bodies are long and all have a
+    /// `Content-Length`, forever.
+    pub(crate) fn always_to_long_bodies(self, response: &'static str) -> SocketAddr {
+        let address = self.address;
+        thread::spawn(move || {
+            while let Ok(mut connection) = self.connections.recv() {
+                thread::spawn(move || {
+                    while let Some(head) = connection.head() {
+                        let length = header(&head, "content-length").unwrap().parse().unwrap();
+                        if connection.skip(length) < length {
+                            return;
+                        }
+                        connection.send(response);
+                    }
+                });
+            }
+        });
+        address
+    }
+
     /// Answers every request of every connection, forever.
     pub(crate) fn always(self, response: &'static str) -> SocketAddr {
         let address = self.address;
@@ -200,6 +235,11 @@ impl Connection {
 
     pub(crate) fn send(&mut self, text: &str) {
         self.stream.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Sends bytes to somebody who may have closed already.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
     }
 
     /// The next message, head and body; `None` if the connection was closed.
@@ -245,6 +285,11 @@ impl Connection {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
+    }
+
+    /// Reads and forgets so many bytes, or fewer if the connection is closed before.
+    pub(crate) fn skip(&mut self, count: u64) -> u64 {
+        std::io::copy(&mut self.stream.by_ref().take(count), &mut std::io::sink()).unwrap_or(0)
     }
 
     /// Everything until the other end closes, cleanly or not.

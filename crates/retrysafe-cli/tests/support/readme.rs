@@ -3,13 +3,13 @@
 use std::process::Command;
 
 /// A block of `$ command` lines, each with what it prints.
-pub struct Step {
+pub(crate) struct Step {
     command: String,
     shown: String,
 }
 
 /// The blocks marked ```` ```console OF ````.
-pub fn steps(readme: &str, of: &str) -> Vec<Step> {
+pub(crate) fn steps(readme: &str, of: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let opening = format!("```console {of}");
     let mut inside = false;
@@ -30,7 +30,7 @@ pub fn steps(readme: &str, of: &str) -> Vec<Step> {
 impl Step {
     /// Runs the command against a server at `address`, where the README says `shown_address`, and
     /// compares what it prints with what the README shows.
-    pub fn run(&self, shown_address: &str, address: &str) {
+    pub(crate) fn run(&self, shown_address: &str, address: &str) {
         let command = self.command.replace(shown_address, address);
         let output = Command::new("sh").args(["-c", &command]).output().unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();

@@ -172,7 +172,7 @@ async fn crash_wedges() {
             let layer = layer(&store).build().unwrap();
             let gate = Gate::closed();
             let orders = Guarded::gated(&layer, &gate);
-            let _ = orders.spawn(order("probe", "a"));
+            drop(orders.spawn(order("probe", "a")));
             orders.ran(1).await;
             entry(&store, "probe").await.unwrap().fingerprint
         },

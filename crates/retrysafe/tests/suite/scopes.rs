@@ -5,11 +5,6 @@ use retrysafe::{Engine, IdempotencyLayer, Scope, ScopeFrom};
 
 use crate::common::*;
 
-#[test]
-fn s1_a_layer_without_a_scope_does_not_compile() {
-    trybuild::TestCases::new().compile_fail("tests/ui/layer_without_scope.rs");
-}
-
 #[derive(Clone)]
 struct User(&'static str);
 

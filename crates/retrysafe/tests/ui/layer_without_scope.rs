@@ -1,5 +1,0 @@
-use retrysafe::{IdempotencyLayer, MemoryStore};
-
-fn main() {
-    let _ = IdempotencyLayer::builder(MemoryStore::new()).build();
-}
