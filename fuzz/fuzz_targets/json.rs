@@ -9,19 +9,10 @@ fuzz_target!(|text: &[u8]| {
     let Some(canonical) = canonical_json(text, &[]) else {
         return;
     };
-    let read = |json: &[u8]| {
-        serde_json::from_slice::<Value>(json)
-            .expect("it is JSON")
-            .to_string()
-    };
+    let read = |json: &[u8]| serde_json::from_slice::<Value>(json).expect("it is JSON").to_string();
     let original: Value = serde_json::from_slice(text).expect("what has a canonical form is JSON");
     let again: Value = serde_json::from_slice(&canonical).expect("the canonical form is JSON");
-    assert!(
-        say_the_same(&original, &again),
-        "{} became {}",
-        read(text),
-        read(&canonical)
-    );
+    assert!(say_the_same(&original, &again), "{} became {}", read(text), read(&canonical));
     assert_eq!(canonical_json(&canonical, &[]).as_ref(), Some(&canonical));
 
     let pretty = serde_json::to_string_pretty(&again).expect("JSON can be written");
@@ -37,9 +28,7 @@ fn say_the_same(one: &Value, other: &Value) -> bool {
         }
         (Value::Object(one), Value::Object(other)) => {
             one.len() == other.len()
-                && one
-                    .iter()
-                    .all(|(name, a)| other.get(name).is_some_and(|b| say_the_same(a, b)))
+                && one.iter().all(|(name, a)| other.get(name).is_some_and(|b| say_the_same(a, b)))
         }
         _ => one == other,
     }

@@ -17,16 +17,10 @@ fuzz_target!(|value: &[u8]| {
         Ok(key) => Ok(key.expect("there is a header")),
         Err(refused) => Err(refused.reason()),
     };
-    let (lenient, strict) = (
-        read(&rules),
-        read(&rules.clone().parsing(KeyParsing::Strict)),
-    );
+    let (lenient, strict) = (read(&rules), read(&rules.clone().parsing(KeyParsing::Strict)));
 
     let trimmed = value.trim_ascii();
-    let by_sfv = match sfv::Parser::new(trimmed)
-        .parse::<sfv::Item>()
-        .map(|item| item.bare_item)
-    {
+    let by_sfv = match sfv::Parser::new(trimmed).parse::<sfv::Item>().map(|item| item.bare_item) {
         Ok(sfv::BareItem::String(text)) => Some(text.as_str().to_owned()),
         _ => None,
     };

@@ -30,20 +30,8 @@ fuzz_target!(|payload: &[u8]| {
     .encode(&KeptHeaders::default());
     let again = Record::decode(written).expect("what was written can be read");
     assert_eq!(
-        (
-            again.status,
-            &again.body,
-            again.stream,
-            again.trailers_only,
-            again.recorded
-        ),
-        (
-            record.status,
-            &record.body,
-            record.stream,
-            record.trailers_only,
-            record.recorded
-        ),
+        (again.status, &again.body, again.stream, again.trailers_only, again.recorded),
+        (record.status, &record.body, record.stream, record.trailers_only, record.recorded),
     );
     assert_eq!(again.trailers.is_some(), record.trailers.is_some());
 });
