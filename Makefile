@@ -1,6 +1,6 @@
 # Everything is built by cargo; this only names what one types.
 CARGO ?= cargo
-EXAMPLES := $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
+EXAMPLES = $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
 WORKSPACES := Cargo.toml examples/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml
 
 .PHONY: demo test format lint tests docs examples bench coverage example
