@@ -514,3 +514,43 @@ fn length_of(data: &Left) -> u64 {
 fn next_data(data: &mut Left) -> Option<Bytes> {
     data.find(|data| !data.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collected(lengths: impl IntoIterator<Item = usize>) -> (Pieces, Vec<u8>) {
+        let (mut collected, mut whole) = (Collected::default(), Vec::new());
+        for (number, length) in lengths.into_iter().enumerate() {
+            let piece = vec![(number % 251) as u8; length];
+            whole.extend_from_slice(&piece);
+            collected.push(piece.into());
+        }
+        (collected.pieces(), whole)
+    }
+
+    #[test]
+    fn r5_small_pieces_are_copied_together() {
+        let (pieces, whole) = collected([5; 10_000]);
+        assert!(pieces.len() <= 2, "{} pieces", pieces.len());
+        assert_eq!(pieces.concat(), whole);
+    }
+
+    #[test]
+    fn r5_pieces_keep_their_order() {
+        let large = Collected::SMALL;
+        let (pieces, whole) = collected([1, 2, large, 3, 0, 4, large + 1, large - 1, 5]);
+        let lengths: Vec<_> = pieces.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [1, 2, large, 7, large + 1, large + 4]);
+        assert_eq!(pieces.concat(), whole);
+    }
+
+    #[test]
+    fn a_large_piece_is_not_copied() {
+        let large = Bytes::from(vec![7; Collected::SMALL]);
+        let mut collected = Collected::default();
+        collected.push(Bytes::from_static(b"a"));
+        collected.push(large.clone());
+        assert_eq!(collected.pieces()[1].as_ptr(), large.as_ptr());
+    }
+}

@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -124,23 +125,16 @@ impl<S: Store> Engine<S> {
     /// The same for something that is waited for. Nobody can drop a future while it is being
     /// polled, so what is over at once has needed no task; what is not goes on as one. `None` if it
     /// was interrupted: a runtime that is shutting down, or a mistake of ours.
-    pub(crate) fn see_through<F>(
-        &self,
-        work: F,
-    ) -> impl Future<Output = Option<F::Output>> + use<F, S>
+    pub(crate) async fn see_through<F>(&self, work: F) -> Option<F::Output>
     where
-        F: Future<Output: Send + 'static> + Send + 'static,
+        F: Future<Output: Send + 'static> + Unpin + Send + 'static,
     {
-        // Boxed here and not inside, so that the future that waits has no room for it.
-        let work = AssertUnwindSafe(work).catch_unwind();
-        let mut work = Box::pin(self.0.tasks.track_future(work));
-        async move {
-            let done = match poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-                Poll::Ready(done) => done,
-                Poll::Pending => tokio::spawn(work).await.ok()?,
-            };
-            done.ok()
-        }
+        let mut work = self.0.tasks.track_future(AssertUnwindSafe(work).catch_unwind());
+        let done = match poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await {
+            Poll::Ready(done) => done,
+            Poll::Pending => tokio::spawn(work).await.ok()?,
+        };
+        done.ok()
     }
 
     /// The right to run one more handler; `None` when the bound is reached (E6).
@@ -407,13 +401,16 @@ impl<S: Store> EngineBuilder<S> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if a bound or an interval is zero.
+    /// [`ConfigError`] if a bound or an interval is zero, or the interval is over 100 years.
     pub fn build(self) -> Result<Engine<S>, ConfigError> {
         if self.max_in_flight == Some(0) {
             return Err(ConfigError::new("max_in_flight", "must be 1 or more"));
         }
-        if self.sweep_every.is_some_and(|every| every.is_zero()) {
-            return Err(ConfigError::new("sweep_every", "must be longer than zero"));
+        // Room for the jitter: longer ones would overflow in the sweeper.
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        if self.sweep_every.is_some_and(|every| every.is_zero() || every > CENTURY) {
+            let problem = "must be longer than zero and at most 100 years";
+            return Err(ConfigError::new("sweep_every", problem));
         }
         Ok(Engine(Arc::new(Inner {
             about: self.store.about(),

@@ -133,14 +133,15 @@ impl<S: Store> Guard<S> {
         let mut superseded = false;
         loop {
             let id = request.id;
-            let work = claim_and_run(self.clone(), inner, request, take_over, turn.take())
-                .instrument(Span::current());
+            let work = claim_and_run(self.clone(), inner, request, take_over, turn.take());
+            // Boxed before anything is wrapped around it: it is large, and every wrapper moves it.
+            let work = Box::pin(work).instrument(Span::current());
             let claimed = self.engine.see_through(work).await;
             let (found, my_turn);
             match claimed {
                 Some(Claimed::Answered(answer)) => return answer,
                 Some(Claimed::Refused { error, inner, request }) => {
-                    return self.without_store(error, inner, request).await;
+                    return Box::pin(self.without_store(error, inner, request)).await;
                 }
                 Some(Claimed::Found { found: it, inner: i, request: r, turn: t }) => {
                     (found, inner, request, my_turn) = (it, i, r, t);
@@ -158,7 +159,7 @@ impl<S: Store> Guard<S> {
                     Found::Finished { .. } => {
                         let Unread { fingerprinter, part } = *unread;
                         let hasher = fingerprinter.hasher();
-                        let matches = match request.body.matches(hasher, &part).await {
+                        let matches = match Box::pin(request.body.matches(hasher, &part)).await {
                             Ok(true) => Likeness::Same,
                             Ok(false) => Likeness::Differs,
                             Err(_) => {
@@ -212,7 +213,7 @@ impl<S: Store> Guard<S> {
             // A ready service may hold what others need, such as a place under a limit: it must not
             // be held while waiting (`waiters_eat_pool`).
             inner = inner.clone();
-            match self.wait(waiting, &id, attempt, my_turn).await {
+            match Box::pin(self.wait(waiting, &id, attempt, my_turn)).await {
                 WaitEnd::MyTurn(mine) => {
                     std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
                     turn = Some(mine);
@@ -223,7 +224,9 @@ impl<S: Store> Guard<S> {
                         // A waiter's body is short and at hand.
                         Err(unread) => {
                             let Unread { fingerprinter, part } = *unread;
-                            match request.body.matches(fingerprinter.hasher(), &part).await {
+                            match Box::pin(request.body.matches(fingerprinter.hasher(), &part))
+                                .await
+                            {
                                 Ok(true) => Likeness::Same,
                                 _ => Likeness::Differs,
                             }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response, Uri, request::Builder};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
-use retrysafe::{Fingerprinter, OnInFlight, OnUnknownOutcome};
+use retrysafe::{Fingerprinter, Keyring, OnInFlight, OnUnknownOutcome};
 
 use crate::common::*;
 
@@ -164,6 +164,30 @@ async fn f3_an_unknown_outcome_is_taken_over_by_the_records_own_algorithm() {
     after.send(order("k", r#"{"a": 1}"#)).await.assert_problem(422, "key_reused");
     after.send(order("k", r#"{"a":1}"#)).await.assert_first(201, "order 1");
     after.send(order("k", r#"{"a":1}"#)).await.assert_replay(201, "order 1");
+}
+
+#[tokio::test]
+async fn f3_f4_a_long_upload_is_taken_over_by_the_records_own_algorithm() {
+    let keyed = |ring: Keyring| Fingerprinter::raw().with_keyring(ring);
+    let (old, new) = ([1; 32], [2; 32]);
+    let rotated = Keyring::new(2, &new).unwrap().and(1, &old).unwrap();
+    for (before, after) in [
+        (keyed(Keyring::new(1, &old).unwrap()), keyed(rotated.clone())),
+        (Fingerprinter::raw(), keyed(rotated)),
+        (Fingerprinter::raw(), Fingerprinter::body_ignored()),
+    ] {
+        let store = store();
+        let before = measuring(&layer(&store).fingerprint(before).build().unwrap());
+        let cut = with_body("k", pieces([data(long(0)), broken()]));
+        assert_eq!(before.send(cut).await.status, 400);
+        assert_eq!(state(&store, "k").await, "lapsed");
+        let after = measuring(&layer(&store).fingerprint(after).build().unwrap());
+        let length = LONG.to_string();
+        after.send(long_order(&long(0))).await.assert_first(201, &length);
+        after.send(long_order(&long(0))).await.assert_replay(201, &length);
+        after.send(long_order(&long(1))).await.assert_problem(422, "key_reused");
+        assert_eq!((after.runs(), entry(&store, "k").await.unwrap().attempt), (1, 2));
+    }
 }
 
 #[tokio::test]

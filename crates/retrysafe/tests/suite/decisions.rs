@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use proptest::prelude::*;
-use retrysafe::{Acquired, Algorithm, Begin, Decision, Fingerprint, Found, Kept, Likeness, decide};
+use retrysafe::{
+    Acquired, Algorithm, Begin, Decision, Fingerprint, Found, IdempotencyLayer, Kept, Likeness,
+    Scope, decide,
+};
 use retrysafe_testkit::Verb;
 
 use crate::common::*;
@@ -142,4 +146,31 @@ async fn p5_round_trips() {
     orders.send(keyless()).await;
     assert_eq!(calls(), 5, "no key: none");
     assert_eq!(store.script().calls(Verb::Begin), 4);
+}
+
+#[tokio::test]
+async fn two_layers_around_one_handler_are_one() {
+    // A layer on the router and another on the route, by mistake: the inner one must not find the
+    // outer one's claim in flight.
+    let (store, outer) = default_layer();
+    let sharing = IdempotencyLayer::sharing(outer.engine(), Scope::shared()).build().unwrap();
+    let of_its_own = layer(&store).build().unwrap();
+    for (key, inner) in [("sharing", sharing), ("of its own", of_its_own)] {
+        let handler = Guarded::orders(&inner);
+        let inside = handler.clone();
+        let orders = Guarded::new(&outer, move |_, request: Given| {
+            let inside = inside.clone();
+            async move {
+                let request = request.map(|body| body.map_err(failure).boxed_unsync());
+                inside.call(request).await.map(|body| body.map_err(failure).boxed_unsync())
+            }
+        });
+        let key = key.replace(' ', "-");
+        let calls = store.script().all_calls();
+        orders.send(order(&key, "a")).await.assert_first(201, "order 1");
+        assert_eq!(store.script().all_calls() - calls, 2, "begin and complete, once");
+        orders.send(order(&key, "a")).await.assert_replay(201, "order 1");
+        orders.send(order(&key, "b")).await.assert_problem(422, "key_reused");
+        assert_eq!(handler.runs(), 1, "{key}");
+    }
 }

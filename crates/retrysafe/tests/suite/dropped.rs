@@ -9,7 +9,7 @@ use retrysafe::{
     OnInFlight, OperationId, Scope, State, Store, StoreError, Swept,
 };
 use retrysafe_testkit::{Fault, Faulty, Point, Verb};
-use tokio::task::yield_now;
+use tokio::{task::yield_now, time::Instant};
 
 use crate::common::*;
 
@@ -258,6 +258,36 @@ async fn d5_a_late_claim_of_who_was_answered_503_does_not_stay() {
     hold.release();
     layer.engine().drain().await;
     assert_eq!(state(&store, "k").await, "released");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d5_a_late_claim_of_who_was_answered_409_does_not_stay() {
+    let (store, layer) = default_layer();
+    let gate = Gate::closed();
+    let at_gate = gate.clone();
+    let orders = Guarded::new(&layer, move |run, _| {
+        let gate = at_gate.clone();
+        async move {
+            gate.pass().await;
+            if run == 1 { status(429) } else { created(run) }
+        }
+    });
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    // The first try of the duplicate is under way for long; the second finds somebody else.
+    store.script().next(Verb::Begin, Fault::Late);
+    orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+    gate.open();
+    assert_eq!(first.await.unwrap().status, 429);
+    assert_eq!(state(&store, "k").await, "released");
+    assert_eq!(store.deliver_late().await, 1);
+    assert_eq!(state(&store, "k").await, "in flight");
+    let landed = Instant::now();
+    layer.engine().drain().await;
+    assert_eq!(state(&store, "k").await, "released");
+    assert!(landed.elapsed() < Duration::from_secs(5), "long before the lease is over");
+    orders.send(order("k", "a")).await.assert_first(201, "order 2");
+    assert_eq!(orders.runs(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -231,6 +231,53 @@ async fn e4_a_handler_overrules_the_retention() {
     orders.send(order("k", "a")).await.assert_first(201, "order 2");
 }
 
+#[tokio::test(start_paused = true)]
+async fn e4_a_retention_without_end_is_no_panic() {
+    let (store, layer) = default_layer();
+    let orders = Guarded::new(&layer, |run, _| async move {
+        let mut response = created(run);
+        let retention = Some(Duration::MAX);
+        response.extensions_mut().insert(Overrule { outcome: None, retention });
+        response
+    });
+    orders.send(order("k", "a")).await.assert_first(201, "order 1");
+    sleep(25 * 3600 * SECOND).await;
+    orders.send(order("k", "a")).await.assert_replay(201, "order 1");
+    assert_eq!(state(&store, "k").await, "finished");
+}
+
+#[tokio::test(start_paused = true)]
+async fn e4_st5_a_short_retention_does_not_let_the_fence_start_anew() {
+    let (store, layer) = default_layer();
+    store.script().always(Verb::Renew, Fault::FailBefore);
+    let gate = Gate::closed();
+    let at_gate = gate.clone();
+    let orders = Guarded::new(&layer, move |run, _| {
+        let gate = at_gate.clone();
+        async move {
+            if run == 1 {
+                gate.pass().await;
+            }
+            let mut response = created(run);
+            let retention = Some(SECOND);
+            response.extensions_mut().insert(Overrule { outcome: None, retention });
+            response
+        }
+    });
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    sleep(31 * SECOND).await;
+    orders.send(order("k", "a")).await.assert_first(201, "order 2");
+    // The first attempt is still alive. It must not be met by another of its own fence.
+    sleep(600 * SECOND).await;
+    orders.send(order("k", "a")).await.assert_replay(201, "order 2");
+    assert_eq!(entry(&store, "k").await.unwrap().fence, 2);
+    gate.open();
+    first.await.unwrap().assert_replay(201, "order 2");
+    sleep(31 * SECOND).await;
+    orders.send(order("k", "a")).await.assert_first(201, "order 3");
+}
+
 #[tokio::test]
 async fn e4_a_service_behind_the_proxy_overrules_by_a_header() {
     let store = store();
@@ -413,4 +460,48 @@ async fn e6_a_bound_on_executions() {
     orders.send(order("c", "")).await.assert_first(201, "order 3");
     let zero = Engine::builder(store).max_in_flight(0).build();
     assert_eq!(zero.unwrap_err().setting(), "max_in_flight");
+}
+
+/// A layer whose engine runs one at a time.
+fn one_at_a_time(store: &TestStore) -> IdempotencyLayer<TestStore> {
+    let engine = Engine::builder(store.clone()).max_in_flight(1).build().unwrap();
+    IdempotencyLayer::sharing(&engine, Scope::shared()).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn e6_what_is_left_to_do_in_the_background_counts() {
+    for verb in [Verb::Begin, Verb::Complete] {
+        let store = store();
+        let layer = one_at_a_time(&store);
+        let orders = Guarded::orders(&layer);
+        if verb == Verb::Begin {
+            // A claim that was never answered, and is hard to release.
+            store.script().next(verb, Fault::HangAfter);
+            store.script().next(verb, Fault::FailAfter);
+            store.script().always(Verb::Release, Fault::FailBefore);
+            orders.send(order("k", "a")).await.assert_problem(503, "store_unavailable");
+        } else {
+            // An outcome that is hard to write.
+            store.script().always(verb, Fault::FailBefore);
+            orders.send(order("k", "a")).await.assert_first(201, "order 1");
+        }
+        for _ in 0..10 {
+            sleep(10 * SECOND).await;
+            orders.send(order("l", "a")).await.assert_problem(503, "overloaded");
+        }
+        store.script().heal();
+        layer.engine().drain().await;
+        assert_eq!(orders.send(order("l", "a")).await.status, 201, "{verb:?}");
+    }
+}
+
+#[tokio::test]
+async fn e6_what_was_found_and_not_run_does_not_count() {
+    let store = store();
+    let orders = Guarded::orders(&one_at_a_time(&store));
+    for _ in 0..3 {
+        orders.send(order("k", "a")).await;
+        orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
+    }
+    orders.send(order("l", "a")).await.assert_first(201, "order 2");
 }

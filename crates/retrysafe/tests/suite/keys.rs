@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use http::{HeaderName, Method, Request, Response};
-use retrysafe::{IdempotencyLayer, KeyFormat, KeyParsing, KeyRules, KeySource, Methods, Scope};
+use retrysafe::{
+    IdempotencyLayer, KeyFormat, KeyParsing, KeyRules, KeySource, Methods, Scope, ScopeFrom,
+};
 use uuid::Uuid;
 
 use crate::common::*;
@@ -260,6 +262,32 @@ async fn k8_a_key_from_a_function_of_the_head() {
     orders.send(put("/carts")).await.assert_first(201, "order 4");
     let long = format!("/orders/{}", "1".repeat(256));
     orders.send(put(&long)).await.assert_problem(400, "invalid_key");
+}
+
+#[derive(Clone)]
+struct User(&'static str);
+
+#[tokio::test]
+async fn k6_k8_only_a_request_with_a_key_is_asked_whose_it_is() {
+    let store = store();
+    let scope = ScopeFrom::extension(|user: &User| user.0);
+    let layer = IdempotencyLayer::builder(store.clone(), scope);
+    let layer =
+        layer.settings(|it| it.key_source = KeySource::Json("/request_id".parse().unwrap()));
+    let orders = Guarded::orders(&layer.build().unwrap());
+    for (run, nobodys) in ["{}", r#"{"other":1}"#].into_iter().enumerate() {
+        orders.send(post(nobodys)).await.assert_first(201, &format!("order {}", run + 1));
+    }
+    assert_eq!(store.script().all_calls(), 0);
+    let keyed = || post(r#"{"request_id":"r-1"}"#);
+    orders.send(keyed()).await.assert_problem(400, "missing_scope");
+    let alices = || {
+        let mut request = keyed();
+        request.extensions_mut().insert(User("alice"));
+        request
+    };
+    orders.send(alices()).await.assert_first(201, "order 3");
+    orders.send(alices()).await.assert_replay(201, "order 3");
 }
 
 #[tokio::test]

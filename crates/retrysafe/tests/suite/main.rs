@@ -15,6 +15,7 @@ mod outcomes;
 mod privacy;
 mod recording;
 mod scopes;
+mod settings;
 mod streams;
 mod unknown;
 mod waiting;

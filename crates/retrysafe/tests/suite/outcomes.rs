@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, Response};
 use http_body::Frame;
-use retrysafe::{Disposition, Ending, KeptHeaders, OutcomePolicy};
+use retrysafe::{Disposition, Ending, KeptHeaders, OutcomePolicy, StreamedResponse};
 
 use crate::common::*;
 
@@ -115,6 +115,27 @@ async fn a_predicate_replaces_the_column() {
     orders.send(order("k", "a")).await.assert_first(500, "try 1");
     orders.send(order("k", "a")).await.assert_first(500, "try 2");
     orders.send(order("k", "a")).await.assert_replay(500, "try 2");
+}
+
+#[tokio::test]
+async fn a_predicate_that_panics_leaves_the_outcome_unknown() {
+    let store = store();
+    let policy = OutcomePolicy::custom(|head| panic!("no idea about {}", head.status));
+    let layer = layer(&store).outcomes(policy).build().unwrap();
+    let orders = Guarded::new(&layer, |run, request: Given| async move {
+        let mut response = created(run);
+        if request.headers()["idempotency-key"] == "live" {
+            response.extensions_mut().insert(StreamedResponse);
+        }
+        response
+    });
+    for (key, text) in [("whole", "order 1"), ("live", "order 2")] {
+        // The handler answered; that nobody can judge it is not the client's concern.
+        let answer = orders.send(order(key, "a")).await;
+        answer.assert_first(201, text);
+        assert!(!answer.broke_off);
+        assert_eq!(state(&store, key).await, "lapsed");
+    }
 }
 
 #[tokio::test]
@@ -236,6 +257,26 @@ async fn r6_trailers_are_replayed_apart_from_headers() {
         assert!(!answer.headers.contains_key("x-sum"));
         assert_eq!(answer.headers["trailer"], "x-sum");
     }
+}
+
+#[tokio::test]
+async fn r6_trailers_of_which_none_is_kept_are_no_trailers() {
+    let (_, layer) = default_layer();
+    let orders = Guarded::new(&layer, |_, _| async {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("server-timing", "db;dur=53".parse().unwrap());
+        Response::builder()
+            .header("trailer", "server-timing")
+            .body(pieces([data("answer"), Ok(Frame::trailers(trailers))]))
+            .unwrap()
+    });
+    let first = orders.send(order("k", "a")).await;
+    assert_eq!(first.trailers.unwrap()["server-timing"], "db;dur=53");
+    let replay = orders.call(order("k", "a")).await;
+    assert_eq!(http_body::Body::size_hint(replay.body()).exact(), Some(6));
+    let replay = Answer::read(replay).await;
+    replay.assert_replay(200, "answer");
+    assert!(replay.trailers.is_none() && !replay.headers.contains_key("trailer"), "{replay:?}");
 }
 
 #[tokio::test]

@@ -5,10 +5,16 @@ use std::{
     io,
     sync::{Arc, Mutex},
     thread::{self, ThreadId},
+    time::Duration,
 };
 
+use bytes::Bytes;
+use http::{HeaderMap, Response};
 use metrics_util::debugging::DebuggingRecorder;
-use retrysafe::{IdempotencyLayer, Scope};
+use retrysafe::{
+    Begin, Decision, Fingerprinter, Found, Held, IdempotencyLayer, KeptHeaders, Outcome,
+    Reconciled, Record, RequestHead, Resolution, Scope, State,
+};
 use retrysafe_testkit::{Fault, Verb};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
@@ -132,6 +138,50 @@ async fn s3_keys_scopes_and_bodies_never_reach_logs_or_metrics() {
     for outcome in ["executed", "replayed", "key_reused", "in_progress", "rejected"] {
         assert!(measured.contains(&format!("outcome={outcome}")), "{measured}");
         assert!(logged.contains(outcome), "{logged}");
+    }
+}
+
+#[test]
+fn s3_debug_shows_nothing_of_what_is_kept() {
+    let headers = HeaderMap::new();
+    let head = RequestHead { method: "POST", target: "/orders", headers: &headers };
+    let fingerprint = Fingerprinter::raw().whole(&head, REQUEST.as_bytes());
+    let response = || {
+        let receipt = Response::builder().header("x-receipt", RESPONSE);
+        receipt.body(Bytes::from_static(RESPONSE.as_bytes())).unwrap()
+    };
+    let body = [response().into_body()];
+    let payload = Outcome {
+        status: response().status(),
+        headers: response().headers(),
+        body: Some(&body),
+        trailers: None,
+        stream: false,
+        trailers_only: false,
+        recorded: Duration::ZERO,
+        trace: None,
+    }
+    .encode(&KeptHeaders::default());
+    assert!(format!("{payload:?}").contains(RESPONSE), "it would be seen");
+    let found = || Found::Finished { fingerprint: fingerprint.clone(), payload: payload.clone() };
+    let digest = format!("{:?}", fingerprint.head);
+    let shown = [
+        format!("{:?}", Decision::Replay(payload.clone())),
+        format!("{:?}", Decision::Unavailable(payload.clone())),
+        format!("{:?}", Reconciled::Happened(response())),
+        format!("{:?}", found()),
+        format!("{:?}", Begin::Found(found())),
+        format!("{:?}", Held::Lost(found())),
+        format!("{:?}", State::Finished { payload: payload.clone() }),
+        format!(
+            "{:?}",
+            Resolution::Happened { payload: payload.clone(), retention: Duration::ZERO }
+        ),
+        format!("{:?}", Record::decode(payload.clone()).unwrap()),
+    ];
+    for shown in shown {
+        assert!(!shown.contains(RESPONSE) && !shown.contains(&digest), "{shown}");
+        assert!(shown.len() < 200, "{shown}");
     }
 }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use retrysafe::{Counts, Engine, IdempotencyLayer, Inspect as _, Scope};
 use retrysafe_testkit::{Fault, Point, Verb};
-use tokio::time::sleep;
+use tokio::{
+    runtime,
+    time::{sleep, timeout},
+};
 
 use crate::common::*;
 
@@ -170,4 +173,31 @@ async fn r8_the_engine_sweeps_by_itself() {
     let swept = store.script().calls(Verb::Sweep);
     sleep(3600 * SECOND).await;
     assert_eq!(store.script().calls(Verb::Sweep), swept);
+}
+
+#[test]
+fn e2_r8_an_engine_outlives_its_runtime() {
+    let store = store();
+    let often = Some(Duration::from_millis(1));
+    let engine = Engine::builder(store.clone()).sweep_every(often).build().unwrap();
+    let layer = IdempotencyLayer::sharing(&engine, Scope::shared());
+    let layer = layer.lease(Duration::from_millis(300)).build().unwrap();
+    let gate = Gate::closed();
+    let orders = Guarded::gated(&layer, &gate);
+    for key in ["first", "second"] {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (swept, renewed) =
+            (store.script().calls(Verb::Sweep), store.script().calls(Verb::Renew));
+        let served = runtime.block_on(async {
+            let answer = orders.spawn(order(key, "a"));
+            let kept_up = async {
+                store.script().called(Verb::Sweep, swept + 1).await;
+                store.script().called(Verb::Renew, renewed + 1).await;
+            };
+            timeout(60 * SECOND, kept_up).await.unwrap();
+            gate.admit();
+            answer.await.unwrap()
+        });
+        assert_eq!(served.status, 201, "in the {key} runtime");
+    }
 }

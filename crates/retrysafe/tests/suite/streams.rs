@@ -9,9 +9,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
-use retrysafe::{MemoryStore, ResponseBody, StreamedResponse};
-use retrysafe_testkit::{Faulty, Verb};
-use tokio::time::sleep;
+use retrysafe::{
+    About, Begin, Claim, Engine, Fingerprint, Held, IdempotencyLayer, Lease, MemoryStore,
+    OperationId, ResponseBody, Scope, Store, StoreError, StoreErrorKind, StreamedResponse, Swept,
+};
+use retrysafe_testkit::{Fault, Faulty, Verb};
+use tokio::time::{sleep, timeout};
 
 use crate::common::*;
 
@@ -75,6 +78,65 @@ async fn r4_what_the_store_cannot_hold_is_not_kept() {
         assert_eq!(retry.member("original_status"), 201);
     }
     assert_eq!(orders.runs(), 2);
+}
+
+/// A store that turns out to have no room for more than 20 bytes when it is given them.
+struct Cramped(MemoryStore, StoreErrorKind);
+
+impl Store for Cramped {
+    fn about(&self) -> About {
+        self.0.about()
+    }
+    async fn begin(&self, claim: &Claim) -> Result<Begin, StoreError> {
+        self.0.begin(claim).await
+    }
+    async fn renew(&self, lease: &Lease, lease_for: Duration) -> Result<Held, StoreError> {
+        self.0.renew(lease, lease_for).await
+    }
+    async fn complete(
+        &self,
+        lease: &Lease,
+        fingerprint: &Fingerprint,
+        payload: Bytes,
+        retention: Duration,
+    ) -> Result<Held, StoreError> {
+        if payload.len() > 20 {
+            return Err(StoreError::new(self.1, "no room"));
+        }
+        self.0.complete(lease, fingerprint, payload, retention).await
+    }
+    async fn release(&self, lease: &Lease, keep: Duration) -> Result<Held, StoreError> {
+        self.0.release(lease, keep).await
+    }
+    async fn changed(
+        &self,
+        id: &OperationId,
+        seen: u32,
+        within: Duration,
+    ) -> Result<(), StoreError> {
+        self.0.changed(id, seen, within).await
+    }
+    async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
+        self.0.sweep(limit).await
+    }
+}
+
+#[tokio::test]
+async fn r4_st8_what_a_store_has_no_room_for_is_finished_without_its_response() {
+    for kind in [StoreErrorKind::Full, StoreErrorKind::TooLarge] {
+        let store = Cramped(MemoryStore::new(), kind);
+        let layer = IdempotencyLayer::builder(store, Scope::shared()).build().unwrap();
+        let orders = Guarded::orders(&layer);
+        let first = orders.send(order("k", "a")).await;
+        first.assert_first(201, "order 1");
+        assert!(!first.headers.contains_key("idempotency-status"), "it is recorded");
+        assert_eq!(layer.engine().in_flight(), 0, "nothing is left to do");
+        let retry = orders.send(order("k", "a")).await;
+        retry.assert_problem(409, "response_unavailable");
+        assert_eq!(retry.member("original_status"), 201);
+        orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
+        assert_eq!(orders.runs(), 1, "{kind:?}");
+    }
 }
 
 #[tokio::test]
@@ -245,6 +307,56 @@ async fn r5_past_the_cap_a_client_that_leaves_does_not_stop_the_stream() {
     layer.engine().drain().await;
     orders.send(order("k", "a")).await.assert_problem(409, "response_unavailable");
     assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r5_past_the_cap_a_client_that_does_not_read_holds_no_lost_execution() {
+    let store = store();
+    let engine = Engine::builder(store.clone()).max_in_flight(1).build().unwrap();
+    let here = IdempotencyLayer::sharing(&engine, Scope::shared());
+    let here = here.settings(|it| it.max_kept_body = 1024).build().unwrap();
+    let orders = Guarded::new(&here, |run, _| async move {
+        if run > 1 {
+            return created(run);
+        }
+        let mut response = Response::new(pieces((0..1000).map(|_| data(vec![7; 16 * 1024]))));
+        response.extensions_mut().insert(StreamedResponse);
+        response
+    });
+    store.script().always(Verb::Renew, Fault::FailBefore);
+    let unread = orders.call(order("k", "a")).await;
+    sleep(Duration::from_secs(31)).await;
+    orders.send(order("l", "a")).await.assert_problem(503, "overloaded");
+    let elsewhere = Guarded::orders(&layer(&store).build().unwrap());
+    elsewhere.send(order("k", "a")).await.assert_first(201, "order 1");
+    // The next renewal finds that somebody has taken over.
+    store.script().heal();
+    timeout(Duration::from_secs(60), engine.drain()).await.unwrap();
+    orders.send(order("l", "a")).await.assert_first(201, "order 2");
+    assert!(Answer::read(unread).await.broke_off, "E5");
+}
+
+#[tokio::test]
+async fn r5_a_stream_of_tiny_frames_is_kept_exactly() {
+    let (_, layer) = default_layer();
+    // Tiny, empty and large ones, in every order.
+    let frames =
+        |number: usize| vec![(number % 251) as u8; [1, 3, 0, 5000, 2, 4096, 4095][number % 7]];
+    let whole: Vec<u8> = (0..500).flat_map(frames).collect();
+    let orders = Guarded::new(&layer, move |_, request: Given| async move {
+        let mut response = Response::new(pieces((0..500).map(move |it| data(frames(it)))));
+        if request.headers()["idempotency-key"] == "live" {
+            response.extensions_mut().insert(StreamedResponse);
+        }
+        response
+    });
+    for key in ["live", "whole"] {
+        for replayed in [false, true] {
+            let answer = orders.send(order(key, "a")).await;
+            assert_eq!(answer.is_replay(), replayed);
+            assert!(answer.body == whole, "{key} {replayed}");
+        }
+    }
 }
 
 #[tokio::test]

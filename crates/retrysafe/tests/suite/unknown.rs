@@ -13,8 +13,11 @@ use retrysafe::{
     Resolution, Scope, Store, StoreError, StoreErrorKind, Swept,
 };
 use retrysafe_testkit::{Fault, Verb};
+use tokio::time::sleep;
 
 use crate::common::*;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn after_unknown(store: &TestStore, on: OnUnknownOutcome) -> TestLayer {
     layer(store).on_unknown_outcome(on).build().unwrap()
@@ -151,6 +154,180 @@ async fn d3_reconcile_runs_under_the_lease_of_its_attempt() {
     gate.open();
     retry.await.unwrap().assert_first(201, "(2, true)");
     assert_eq!(looking.now(), 1);
+}
+
+/// How a take-over can end without an outcome.
+#[derive(Clone, Copy, Debug)]
+enum TakeOver {
+    Releases,
+    IsNeverAnswered,
+    IsGrantedTooLate,
+}
+
+#[tokio::test(start_paused = true)]
+async fn d3_e3_what_vanished_is_not_forgotten_while_its_record_would_have_lived() {
+    for take_over in [TakeOver::Releases, TakeOver::IsNeverAnswered, TakeOver::IsGrantedTooLate] {
+        let (store, looked) = (store(), Count::default());
+        let counted = looked.clone();
+        let reconcile = OnUnknownOutcome::reconcile(move |_| {
+            counted.more();
+            async { Reconciled::DidNotHappen }
+        });
+        let layer = layer(&store).on_unknown_outcome(reconcile).lease(SECOND).build().unwrap();
+        let orders = Guarded::new(&layer, move |run, request: Given| async move {
+            let attempt = request.extensions().get::<Attempt>().unwrap();
+            match run {
+                1 => status(500),
+                2 if matches!(take_over, TakeOver::Releases) => status(429),
+                _ => Response::new(body(format!("{}", attempt.previous_vanished()))),
+            }
+        });
+        assert_eq!(orders.send(order("k", "a")).await.status, 500);
+        match take_over {
+            TakeOver::Releases => {
+                assert_eq!(orders.send(order("k", "a")).await.status, 429);
+            }
+            TakeOver::IsNeverAnswered => {
+                store.script().next(Verb::Begin, Fault::HangAfter);
+                store.script().next(Verb::Begin, Fault::HangAfter);
+                orders.send(order("k", "a")).await.assert_problem(503, "store_unavailable");
+            }
+            TakeOver::IsGrantedTooLate => {
+                store.script().next(Verb::Begin, Fault::Delay(3 * SECOND / 2));
+                store.script().always(Verb::Renew, Fault::FailBefore);
+                orders.send(order("k", "a")).await.assert_problem(503, "store_unavailable");
+                store.script().heal();
+            }
+        }
+        layer.engine().drain().await;
+        assert_eq!(state(&store, "k").await, "released", "{take_over:?}");
+        // Longer than an older attempt could be alive, and shorter than retention.
+        sleep(12 * 60 * SECOND).await;
+        let looked_before = looked.now();
+        orders.send(order("k", "a")).await.assert_first(200, "true");
+        assert_eq!(looked.now(), looked_before + 1, "{take_over:?}");
+    }
+}
+
+/// Looks until the gate is open, and finds that nothing happened.
+fn slow_look(gate: &Gate) -> (Count, OnUnknownOutcome) {
+    let (gate, looked) = (gate.clone(), Count::default());
+    let counted = looked.clone();
+    let reconcile = OnUnknownOutcome::reconcile(move |_| {
+        counted.more();
+        let gate = gate.clone();
+        async move {
+            gate.pass().await;
+            Reconciled::DidNotHappen
+        }
+    });
+    (looked, reconcile)
+}
+
+#[tokio::test(start_paused = true)]
+async fn d3_who_looked_for_longer_than_its_lease_runs_nothing() {
+    let (store, gate) = (store(), Gate::closed());
+    let (looked, reconcile) = slow_look(&gate);
+    let orders = flaky(&after_unknown(&store, reconcile));
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    store.script().always(Verb::Renew, Fault::FailBefore);
+    let retry = orders.spawn(order("k", "a"));
+    looked.reached(1).await;
+    sleep(31 * SECOND).await;
+    gate.open();
+    retry.await.unwrap().assert_problem(409, "in_progress");
+    assert_eq!(orders.runs(), 1);
+    // The key is free, and the doubt is not.
+    assert_eq!(state(&store, "k").await, "released");
+    orders.send(order("k", "a")).await.assert_first(201, "(3, true)");
+    assert_eq!(looked.now(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d3_who_was_overtaken_while_it_looked_runs_nothing() {
+    let (store, gate) = (store(), Gate::closed());
+    let (looked, reconcile) = slow_look(&gate);
+    let orders = flaky(&after_unknown(&store, reconcile));
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    store.script().always(Verb::Renew, Fault::FailBefore);
+    let overtaken = orders.spawn(order("k", "a"));
+    looked.reached(1).await;
+    sleep(31 * SECOND).await;
+    let winner = orders.spawn(order("k", "a"));
+    looked.reached(2).await;
+    gate.open();
+    overtaken.await.unwrap().assert_problem(409, "in_progress");
+    winner.await.unwrap().assert_first(201, "(3, true)");
+    orders.send(order("k", "a")).await.assert_replay(201, "(3, true)");
+    assert_eq!(orders.runs(), 2);
+}
+
+/// A layer that keeps 1 KiB, whose reconciler finds a response of so many bytes.
+fn found(store: &TestStore, length: usize) -> TestLayer {
+    let reconcile = OnUnknownOutcome::reconcile(move |_| async move {
+        let found = Response::builder().status(202).body("f".repeat(length).into());
+        Reconciled::Happened(found.unwrap())
+    });
+    let layer = layer(store).on_unknown_outcome(reconcile);
+    layer.settings(|it| it.max_kept_body = 1024).build().unwrap()
+}
+
+#[tokio::test]
+async fn d3_f4_what_happened_after_a_long_upload_is_kept_with_all_of_it() {
+    let store = store();
+    let orders = flaky(&found(&store, 5));
+    let long = |last: u8| {
+        let mut bytes = vec![7; 100 * 1024];
+        bytes[100 * 1024 - 1] = last;
+        order("k", bytes)
+    };
+    assert_eq!(orders.send(long(0)).await.status, 500);
+    orders.send(long(0)).await.assert_replay(202, "fffff");
+    orders.send(long(0)).await.assert_replay(202, "fffff");
+    orders.send(long(1)).await.assert_problem(422, "key_reused");
+    orders.send(order("k", "short")).await.assert_problem(422, "key_reused");
+    assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test]
+async fn d3_f4_what_happened_is_not_kept_with_an_upload_that_broke_off() {
+    let store = store();
+    let orders = flaky(&found(&store, 5));
+    let long = || order("k", vec![7; 100 * 1024]);
+    assert_eq!(orders.send(long()).await.status, 500);
+    let cut = with_body("k", pieces([data(vec![7; 90 * 1024]), broken()]));
+    orders.send(cut).await.assert_problem(409, "outcome_unknown");
+    assert_eq!(state(&store, "k").await, "lapsed");
+    orders.send(long()).await.assert_replay(202, "fffff");
+}
+
+#[tokio::test]
+async fn d3_r4_what_happened_with_a_long_response_is_given_whole_once() {
+    let store = store();
+    let orders = flaky(&found(&store, 1025));
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    orders.send(order("k", "a")).await.assert_replay(202, &"f".repeat(1025));
+    let retry = orders.send(order("k", "a")).await;
+    retry.assert_problem(409, "response_unavailable");
+    assert_eq!(retry.member("original_status"), 202);
+    assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d3_r7_what_happened_and_was_not_recorded_says_so() {
+    let store = store();
+    let layer = found(&store, 5);
+    let orders = flaky(&layer);
+    assert_eq!(orders.send(order("k", "a")).await.status, 500);
+    store.script().next(Verb::Complete, Fault::FailBefore);
+    let answer = orders.send(order("k", "a")).await;
+    answer.assert_replay(202, "fffff");
+    assert_eq!(answer.headers["idempotency-status"], "not-recorded");
+    layer.engine().drain().await;
+    let replay = orders.send(order("k", "a")).await;
+    replay.assert_replay(202, "fffff");
+    assert!(!replay.headers.contains_key("idempotency-status"));
+    assert_eq!(orders.runs(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Duplicates that wait for the first (PROTOCOL 3, D2).
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +15,11 @@ use retrysafe::{
     OnUnknownOutcome, OperationId, Scope, Store, StoreError, Swept,
 };
 use retrysafe_testkit::{Fault, Verb};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tower::{Layer as _, ServiceBuilder, service_fn};
 
 use crate::common::*;
 
@@ -103,6 +108,36 @@ async fn waiters_eat_pool() {
     gate.open();
     first.await.unwrap();
     waiting.join_all().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_eat_pool_of_a_concurrency_limit() {
+    // The same with the places under a limit around the handler.
+    let store = store();
+    let (gate, runs) = (Gate::closed(), Count::default());
+    let (at_gate, counted) = (gate.clone(), runs.clone());
+    let handler = service_fn(move |request: Given| {
+        let (gate, run) = (at_gate.clone(), counted.more());
+        async move {
+            if request.headers()["idempotency-key"] == "k" {
+                gate.pass().await;
+            }
+            Ok::<_, Infallible>(created(run))
+        }
+    });
+    let limited = ServiceBuilder::new().concurrency_limit(2).service(handler);
+    let orders = Guarded::around(waiting_layer(&store).layer(limited));
+    let first = orders.spawn(order("k", "a"));
+    runs.reached(1).await;
+    let waiting = spawn_many(&orders, 5);
+    let second = Duration::from_secs(1);
+    timeout(second, store.script().called(Verb::Begin, 6)).await.unwrap();
+    store.script().called(Verb::Changed, 1).await;
+    let other = timeout(second, orders.send(order("other", "a"))).await.unwrap();
+    other.assert_first(201, "order 2");
+    gate.open();
+    first.await.unwrap().assert_first(201, "order 1");
+    waiting.join_all().await.iter().for_each(|answer| answer.assert_replay(201, "order 1"));
 }
 
 #[tokio::test(start_paused = true)]
