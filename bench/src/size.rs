@@ -27,12 +27,10 @@ const RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) fn measure(effort: Effort) -> Outcome<Vec<Row>> {
     let sample = Sample::take()?;
     let bytes = |value: f64| Number::of(value, 1, "bytes");
-    let memory = in_memory(&sample, effort.rounds(100_000))?;
     let table = in_table(&sample, effort.rounds(10_000))?;
     Ok(vec![
         Row::at_most("P9", "record over head and body", bytes(table.record), 128.0),
         Row::shown("P9", "the same with operation id and owner, in SQLite's row", bytes(table.row)),
-        Row::at_most("P9", "memory store: a finished key over head and body", bytes(memory), 300.0),
         Row::shown("P9", "head and body of the order", bytes(sample.content()?)),
     ])
 }
@@ -119,18 +117,14 @@ async fn finish(store: &impl Store, payload: Bytes) -> Outcome<()> {
     }
 }
 
-/// What the allocator has given for each key that is finished, less head and body.
-fn in_memory(sample: &Sample, keys: usize) -> Outcome<f64> {
-    let store = MemoryStore::builder().capacity(keys).build()?;
-    let mut ran = Ok(());
-    let used = allocation_counter::measure(|| {
-        ran = (0..keys).try_for_each(|_| {
-            let finished = finish(&store, sample.payload()).now_or_never();
-            finished.ok_or("the memory store waited")?
-        });
-    });
-    ran?;
-    Ok(used.bytes_current as f64 / keys as f64 - sample.content()?)
+/// Fills a memory store, and gives the bytes of head and body of each record.
+pub(crate) fn fill_memory(store: &MemoryStore, keys: usize) -> Outcome<f64> {
+    let sample = Sample::take()?;
+    for _ in 0..keys {
+        let finished = finish(store, sample.payload()).now_or_never();
+        finished.ok_or("the memory store waited")??;
+    }
+    sample.content()
 }
 
 struct Table {

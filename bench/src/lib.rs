@@ -1,0 +1,89 @@
+//! Measures the targets of DESIGN: what each row means is in `docs/benchmarks.md`.
+//!
+//! Every figure is a ratio or a count from one run. What is compared runs in turn, round by round,
+//! and the median over the rounds counts, so that a busy neighbour disturbs both sides alike.
+
+pub mod allocations;
+mod counting;
+mod duplicates;
+mod in_process;
+mod instructions;
+mod load;
+mod loopback;
+mod measure;
+mod orders;
+mod process;
+mod proxy;
+mod report;
+mod roles;
+mod round_trips;
+mod size;
+mod sqlite;
+mod upload;
+
+use std::{env, error::Error};
+
+use crate::{
+    measure::Effort,
+    report::{Row, print},
+};
+
+/// What ends a benchmark early is told to whoever runs it, and nothing else.
+pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P8 P9 P10 P11 P12 P13 ...]";
+
+/// What measures one or more targets.
+struct Group {
+    targets: &'static [&'static str],
+    measure: fn(Effort) -> Outcome<Vec<Row>>,
+}
+
+const GROUPS: [Group; 10] = [
+    Group { targets: &["P1"], measure: instructions::measure },
+    Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
+    Group { targets: &["P4"], measure: loopback::measure },
+    Group { targets: &["P5"], measure: round_trips::measure },
+    Group { targets: &["P8"], measure: sqlite::measure },
+    Group { targets: &["P9"], measure: size::measure },
+    Group { targets: &["P1", "P2", "P3", "P9"], measure: allocations::measure },
+    Group { targets: &["P10"], measure: duplicates::measure },
+    Group { targets: &["P11"], measure: proxy::measure },
+    Group { targets: &["P12"], measure: upload::measure },
+];
+
+/// Measures what the arguments ask for, or plays a role in it.
+///
+/// # Errors
+///
+/// If something can't be measured.
+pub fn run() -> Outcome<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some(roles::ROLE) => roles::play(&arguments[1..]),
+        _ => measure_all(&arguments),
+    }
+}
+
+fn measure_all(arguments: &[String]) -> Outcome<()> {
+    let (flags, mut targets): (Vec<_>, Vec<_>) =
+        arguments.iter().map(|it| it.to_ascii_uppercase()).partition(|it| it.starts_with('-'));
+    targets.retain(|it| it != "ALL");
+    let known = |target: &String| GROUPS.iter().any(|it| it.targets.contains(&target.as_str()));
+    if flags.iter().any(|it| it != "--QUICK") || !targets.iter().all(known) {
+        return Err(USAGE.into());
+    }
+    if cfg!(debug_assertions) {
+        return Err("a debug build measures nothing: run it with --release".into());
+    }
+    let effort = if flags.is_empty() { Effort::Full } else { Effort::Quick };
+    let wanted = |target: &str| targets.is_empty() || targets.iter().any(|it| it == target);
+
+    let mut rows = Vec::new();
+    for group in GROUPS.iter().filter(|it| it.targets.iter().any(|target| wanted(target))) {
+        eprintln!("measuring {} ...", group.targets.join(", "));
+        rows.extend((group.measure)(effort)?.into_iter().filter(|row| wanted(row.target)));
+    }
+    print(&rows);
+    Ok(())
+}
