@@ -29,7 +29,7 @@ pub(crate) use self::{
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ProxyFlags {
     /// A TOML file with a key for each of these flags (--max-in-flight is max_in_flight) and
-    /// [[route]] tables that override them
+    /// `[[route]]` tables that override them
     #[arg(long, env = "RETRYSAFE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
