@@ -34,8 +34,8 @@
 //!
 //! - Of any number of requests with one key, one runs the handler at a time, in all processes that
 //!   share the store; a finished one answers all the others.
-//! - The handler runs on a task of its own. A client that hangs up changes nothing: the outcome is
-//!   kept, and the retry gets it.
+//! - A handler that has to wait goes on as a task of its own. A client that hangs up changes nothing:
+//!   the outcome is kept, and the retry gets it.
 //! - The record is durable (as the store's page says) before the first byte of the answer leaves.
 //! - An attempt that lost its lease never answers with its own result.
 //!
