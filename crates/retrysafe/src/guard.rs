@@ -1,8 +1,8 @@
 //! How a guarded request flows: key, scope, body and fingerprint, claim, decision.
 //!
 //! What is read of the request and what is answered to it happens in the client's future: nothing
-//! is lost if it is dropped. A claim and everything that follows from it happens on a task of its
-//! own (see [`run`](crate::run)): from before `begin` is sent nothing depends on the client (D5).
+//! is lost if it is dropped. A claim and everything that follows from it does not depend on that
+//! future, from before `begin` is sent (D5): see [`run`](crate::run) and `Engine::see_through`.
 
 use std::{sync::Arc, time::Duration};
 

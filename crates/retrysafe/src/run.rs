@@ -1,6 +1,6 @@
 //! What happens to a request that owns its operation: the handler runs, and the outcome is written
-//! before the answer leaves (R1). All of it is on a task of its own: a client that hangs up changes
-//! nothing (E1).
+//! before the answer leaves (R1). What is not done at its first poll goes on as a task of its own, so
+//! a client that hangs up changes nothing (E1).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
