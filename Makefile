@@ -3,14 +3,18 @@ CARGO ?= cargo
 EXAMPLES = $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
 WORKSPACES := Cargo.toml examples/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml
 
-.PHONY: demo test format lint tests docs examples bench coverage example
+.PHONY: demo test servers format lint tests docs examples bench coverage example
 
 # An orders API with a payment step behind the proxy; prints curl lines to try.
 demo:
 	$(CARGO) run --quiet --package retrysafe-cli -- demo $(ARGS)
 
 # All that has to hold: format, lints, tests, doc tests, README, docs, examples.
-test: format lint tests examples docs
+test: servers format lint tests examples docs
+
+# Redis, PostgreSQL, MariaDB and NATS for the tests: installs what is missing, or says how.
+servers:
+	@scripts/install-test-servers.sh
 
 format:
 	@for it in $(WORKSPACES); do echo "cargo fmt --check ($$it)"; $(CARGO) fmt --all --check --manifest-path $$it || exit 1; done

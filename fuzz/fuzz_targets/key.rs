@@ -13,7 +13,7 @@ fuzz_target!(|value: &[u8]| {
     };
     let headers = HeaderMap::from_iter([(http::HeaderName::from_static("idempotency-key"), line)]);
     let rules = KeyRules::default().max_length(usize::MAX);
-    let read = |rules: &KeyRules| match rules.read(&headers, Duration::ZERO) {
+    let read = |rules: &KeyRules| match rules.read(&headers, || Duration::ZERO) {
         Ok(key) => Ok(key.expect("there is a header")),
         Err(refused) => Err(refused.reason()),
     };
@@ -39,7 +39,7 @@ fuzz_target!(|value: &[u8]| {
         for quoting in [Quoting::WhenNeeded, Quoting::Always] {
             let mut headers = HeaderMap::new();
             headers.insert("idempotency-key", key.to_header_value(quoting));
-            assert_eq!(rules.read(&headers, Duration::ZERO), Ok(Some(key.clone())));
+            assert_eq!(rules.read(&headers, || Duration::ZERO), Ok(Some(key.clone())));
         }
     }
 });

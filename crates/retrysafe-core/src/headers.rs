@@ -53,23 +53,26 @@ fn is_about_the_connection(name: &HeaderName) -> bool {
         || name == "proxy-connection"
 }
 
-const NOT_KEPT: [&str; 14] = [
-    "age",
-    "alt-svc",
-    "authentication-info",
-    "clear-site-data",
-    "date",
-    "retry-after",
-    "server",
-    "server-timing",
-    "set-cookie",
-    "traceparent",
-    "tracestate",
-    "via",
-    "www-authenticate",
-    "x-request-id",
-];
-const NOT_KEPT_PREFIXES: [&str; 3] = ["proxy-", "ratelimit", "x-ratelimit-"];
+/// What belongs to one moment or one caller, unless it was asked for.
+fn is_left_out(name: &str) -> bool {
+    matches!(
+        name,
+        "age"
+            | "alt-svc"
+            | "authentication-info"
+            | "clear-site-data"
+            | "date"
+            | "retry-after"
+            | "server"
+            | "server-timing"
+            | "set-cookie"
+            | "traceparent"
+            | "tracestate"
+            | "via"
+            | "www-authenticate"
+            | "x-request-id"
+    ) || ["proxy-", "ratelimit", "x-ratelimit-"].iter().any(|it| name.starts_with(it))
+}
 
 /// Which response headers a record keeps (R3).
 ///
@@ -106,8 +109,7 @@ impl KeptHeaders {
         if let Some((_, kept)) = self.changes.iter().find(|(changed, _)| changed == name) {
             return *kept;
         }
-        let text = name.as_str();
-        !NOT_KEPT.contains(&text) && !NOT_KEPT_PREFIXES.iter().any(|it| text.starts_with(it))
+        !is_left_out(name.as_str())
     }
 
     /// The headers of a response that are kept, in their order, repeats included.

@@ -94,22 +94,21 @@ pub enum Quoting {
 /// How a request's key is read, and which keys are accepted (K1 to K4).
 ///
 /// ```
-/// use std::time::Duration;
-///
 /// use http::{HeaderMap, HeaderValue};
-/// use retrysafe_core::{KeyFormat, KeyReason, KeyRules};
+/// use retrysafe_core::{Clock as _, KeyFormat, KeyReason, KeyRules, SystemClock};
 ///
+/// let now = || SystemClock::new().wall();
 /// let rules = KeyRules::default().format(KeyFormat::Uuid);
 /// let mut headers = HeaderMap::new();
-/// assert_eq!(rules.read(&headers, Duration::ZERO)?, None);
+/// assert_eq!(rules.read(&headers, now)?, None);
 ///
 /// let spelling = HeaderValue::from_static("\"8E03978E40D543E8BC936894A57F9324\"");
 /// headers.insert("idempotency-key", spelling);
-/// let key = rules.read(&headers, Duration::ZERO)?.expect("there is one");
+/// let key = rules.read(&headers, now)?.expect("there is one");
 /// assert_eq!(key.as_str(), "8e03978e-40d5-43e8-bc93-6894a57f9324");
 ///
 /// headers.insert("idempotency-key", HeaderValue::from_static("4711"));
-/// let refused = rules.read(&headers, Duration::ZERO).unwrap_err();
+/// let refused = rules.read(&headers, now).unwrap_err();
 /// assert_eq!(refused.reason(), KeyReason::Format);
 /// # Ok::<(), retrysafe_core::InvalidKey>(())
 /// ```
@@ -200,8 +199,8 @@ impl KeyRules {
         Ok(())
     }
 
-    /// The key of a request; `None` if it has no header for one. `now` is the wall clock's time,
-    /// by which keys that carry one are aged.
+    /// The key of a request; `None` if it has no header for one. `now` tells the wall clock's time,
+    /// by which keys that carry one are aged; it is not asked for the others.
     ///
     /// # Errors
     ///
@@ -209,7 +208,7 @@ impl KeyRules {
     pub fn read(
         &self,
         headers: &HeaderMap,
-        now: Duration,
+        now: impl FnOnce() -> Duration,
     ) -> Result<Option<IdempotencyKey>, InvalidKey> {
         let mut lines = headers.get_all(&self.header).iter();
         let Some(line) = lines.next() else {
@@ -231,7 +230,11 @@ impl KeyRules {
     /// # Errors
     ///
     /// If the text is empty or too long, can't be sent as a header, or is not of the format.
-    pub fn check(&self, text: &str, now: Duration) -> Result<IdempotencyKey, InvalidKey> {
+    pub fn check(
+        &self,
+        text: &str,
+        now: impl FnOnce() -> Duration,
+    ) -> Result<IdempotencyKey, InvalidKey> {
         check_text(text, self.max_length)?;
         self.format.read(text, now)
     }
@@ -344,7 +347,16 @@ fn check_text(text: &str, max_length: usize) -> Result<(), InvalidKey> {
 
 /// K2: the bytes of a bare key.
 fn is_bare(byte: u8) -> bool {
-    matches!(byte, 0x21..=0x7E) && !matches!(byte, b'"' | b',' | b';' | b'\\')
+    const BARE: [bool; 256] = {
+        let mut bare = [false; 256];
+        let mut byte = 0x21;
+        while byte <= 0x7E {
+            bare[byte as usize] = !matches!(byte, b'"' | b',' | b';' | b'\\');
+            byte += 1;
+        }
+        bare
+    };
+    BARE[usize::from(byte)]
 }
 
 /// Takes off the white space that HTTP allows around any field value. RFC 9651 allows spaces there

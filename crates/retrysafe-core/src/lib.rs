@@ -54,6 +54,7 @@ mod fingerprinter;
 pub mod headers;
 mod json;
 mod key;
+pub mod lifecycle;
 mod memory;
 mod operation;
 mod outcome;

@@ -2,6 +2,7 @@
 
 mod record;
 mod shard;
+mod slab;
 
 use std::{
     fmt,

@@ -23,6 +23,7 @@ use std::{fmt, time::Duration};
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use smallvec::SmallVec;
 
 use crate::{KeptHeaders, decide::Kept};
 
@@ -57,13 +58,15 @@ pub struct Outcome<'a> {
 impl Outcome<'_> {
     /// The payload that a store keeps.
     pub fn encode(&self, kept: &KeptHeaders) -> Bytes {
+        let headers = Chosen::of(self.headers, kept);
         // Trailers of which none is kept are no trailers.
-        let trailers = self.trailers.filter(|it| kept.select(it).next().is_some());
+        let trailers =
+            self.trailers.map(|it| Chosen::of(it, kept)).filter(|it| !it.headers.is_empty());
         let body_length: usize = self.body.iter().flat_map(|it| it.iter()).map(Bytes::len).sum();
         // Exactly as long as it becomes: every spare byte would be kept as long as the record (P9).
         let mut length = 12 + self.trace.map_or(0, |trace| trace.0.len());
-        length += headers_length(self.headers, kept);
-        length += trailers.map_or(0, |trailers| headers_length(trailers, kept));
+        length += headers.length();
+        length += trailers.as_ref().map_or(0, Chosen::length);
         length += self.body.map_or(0, |_| length_length(body_length) + body_length);
         let mut out = Vec::with_capacity(length);
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
@@ -81,9 +84,9 @@ impl Outcome<'_> {
         if let Some(trace) = self.trace {
             out.extend_from_slice(&trace.0);
         }
-        put_headers(&mut out, self.headers, kept);
+        headers.put(&mut out);
         if let Some(trailers) = trailers {
-            put_headers(&mut out, trailers, kept);
+            trailers.put(&mut out);
         }
         if let Some(pieces) = self.body {
             put_length(&mut out, body_length);
@@ -254,22 +257,33 @@ fn length_length(length: usize) -> usize {
     (length.checked_ilog2().unwrap_or(0) / 7 + 1) as usize
 }
 
-/// How many bytes [`put_headers`] puts.
-fn headers_length(headers: &HeaderMap, kept: &KeptHeaders) -> usize {
-    let (count, bytes) = kept.select(headers).fold((0, 0), |(count, bytes), (name, value)| {
-        let (name, value) = (name.as_str().len(), value.len());
-        (count + 1, bytes + length_length(name) + name + length_length(value) + value)
-    });
-    length_length(count) + bytes
+/// The headers of a map that are kept, in their order.
+struct Chosen<'a> {
+    headers: SmallVec<[(&'a HeaderName, &'a HeaderValue); 8]>,
 }
 
-fn put_headers(out: &mut Vec<u8>, headers: &HeaderMap, kept: &KeptHeaders) {
-    put_length(out, kept.select(headers).count());
-    for (name, value) in kept.select(headers) {
-        put_length(out, name.as_str().len());
-        out.extend_from_slice(name.as_str().as_bytes());
-        put_length(out, value.len());
-        out.extend_from_slice(value.as_bytes());
+impl<'a> Chosen<'a> {
+    fn of(headers: &'a HeaderMap, kept: &'a KeptHeaders) -> Self {
+        Self { headers: kept.select(headers).collect() }
+    }
+
+    /// How many bytes [`put`](Self::put) puts.
+    fn length(&self) -> usize {
+        let header = |&(name, value): &(&HeaderName, &HeaderValue)| {
+            let (name, value) = (name.as_str().len(), value.len());
+            length_length(name) + name + length_length(value) + value
+        };
+        length_length(self.headers.len()) + self.headers.iter().map(header).sum::<usize>()
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put_length(out, self.headers.len());
+        for (name, value) in &self.headers {
+            put_length(out, name.as_str().len());
+            out.extend_from_slice(name.as_str().as_bytes());
+            put_length(out, value.len());
+            out.extend_from_slice(value.as_bytes());
+        }
     }
 }
 

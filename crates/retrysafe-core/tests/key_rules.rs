@@ -21,7 +21,7 @@ fn headers(lines: &[&[u8]]) -> HeaderMap {
 
 fn read(rules: &KeyRules, value: &[u8]) -> Result<String, KeyReason> {
     rules
-        .read(&headers(&[value]), NOW)
+        .read(&headers(&[value]), || NOW)
         .map(|key| key.expect("there is a header").as_str().to_owned())
         .map_err(|refused| refused.reason())
 }
@@ -38,9 +38,9 @@ fn strict() -> KeyRules {
 fn k1_the_header_can_be_named() {
     let rules = lenient().header(HeaderName::from_static("x-request-key"));
     let mut headers = headers(&[b"one"]);
-    assert_eq!(rules.read(&headers, NOW), Ok(None));
+    assert_eq!(rules.read(&headers, || NOW), Ok(None));
     headers.insert("X-Request-Key", HeaderValue::from_static("two"));
-    assert_eq!(rules.read(&headers, NOW).unwrap().unwrap().as_str(), "two");
+    assert_eq!(rules.read(&headers, || NOW).unwrap().unwrap().as_str(), "two");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn k2_strict_takes_the_string_item_only() {
 #[test]
 fn k3_two_lines_are_counted_before_any_joining() {
     for lines in [[&b"a"[..], b"a"], [b"a", b""], [b"\"a", b"b\""]] {
-        let refused = lenient().read(&headers(&lines), NOW).unwrap_err();
+        let refused = lenient().read(&headers(&lines), || NOW).unwrap_err();
         assert_eq!(refused.reason(), KeyReason::Duplicate);
     }
 }
@@ -237,7 +237,7 @@ fn k4_rules_that_no_key_can_keep_are_a_configuration_error() {
 
 #[test]
 fn k8_a_key_from_elsewhere_is_checked_the_same() {
-    let reason = |text: &str| lenient().check(text, NOW).map_err(|refused| refused.reason());
+    let reason = |text: &str| lenient().check(text, || NOW).map_err(|refused| refused.reason());
     assert_eq!(reason("a b").unwrap().as_str(), "a b");
     assert_eq!(reason("").unwrap_err(), KeyReason::Empty);
     assert_eq!(reason(&"k".repeat(256)).unwrap_err(), KeyReason::TooLong);
@@ -259,7 +259,7 @@ fn s3_nothing_shows_the_key() {
     assert_eq!(format!("{key:?}"), "IdempotencyKey(..)");
     let rules = lenient().format(KeyFormat::Uuid).max_length(40);
     for value in ["topsecret", "\"topsecret", "topsecret,", &"topsecret".repeat(5)] {
-        let refused: InvalidKey = rules.read(&headers(&[value.as_bytes()]), NOW).unwrap_err();
+        let refused: InvalidKey = rules.read(&headers(&[value.as_bytes()]), || NOW).unwrap_err();
         let shown = format!("{refused} {refused:?}");
         assert!(!shown.contains("topsecret"), "{shown}");
     }

@@ -67,7 +67,6 @@ mod error;
 mod identity;
 mod mount;
 mod open;
-mod record;
 mod records;
 mod store;
 mod watch;

@@ -6,10 +6,9 @@ use bytes::Bytes;
 use retrysafe_core::{
     Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated, OperationId,
     Owner, Resolution, StoreError, StoreErrorKind, Swept,
+    lifecycle::{Phase, Record, Step, attempt_of, whole_milliseconds},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::ValueRef};
-
-use crate::record::{Milliseconds, Moment, Phase, Record, Step, attempt_of};
 
 /// `PRAGMA application_id` of our files: the letters `rsaf`.
 pub(crate) const APPLICATION_ID: i64 = i32::from_be_bytes(*b"rsaf") as i64;
@@ -283,7 +282,7 @@ impl<'c> Records<'c> {
         let owner = record.owner.map(Owner::to_bytes);
         let (state, lease, payload) = match &record.phase {
             Phase::InFlight { lease_end, retention } => {
-                (IN_FLIGHT, Some((lease_end.0, retention.0)), None)
+                (IN_FLIGHT, Some((*lease_end, *retention)), None)
             }
             Phase::Finished { payload } => (FINISHED, None, Some(&payload[..])),
             Phase::Released => (RELEASED, None, None),
@@ -296,13 +295,18 @@ impl<'c> Records<'c> {
             record.previous_vanished,
             state,
             record.fingerprint.encode(),
-            lease.map(|(end, _)| end.cast_signed()),
-            lease.map(|(_, retention)| retention.cast_signed()),
-            record.expires.0.cast_signed(),
+            lease.map(|(end, _)| kept(end)),
+            lease.map(|(_, retention)| kept(retention)),
+            kept(record.expires),
             payload,
         ])?;
         Ok(())
     }
+}
+
+/// A time since 1970, or a length of time, as the file keeps it.
+fn kept(time: Duration) -> i64 {
+    whole_milliseconds(time).cast_signed()
 }
 
 /// The clock's time as SQL compares it. Every kept moment is a whole millisecond, so cutting `now`
@@ -328,8 +332,8 @@ fn read(row: &Row<'_>) -> Answer<Record> {
         blob(row, 5)?.and_then(Fingerprint::decode).ok_or_else(|| bad("fingerprint"))?;
     let phase = match number(4, "state")?.cast_signed() {
         IN_FLIGHT => Phase::InFlight {
-            lease_end: Moment(number(6, "lease")?),
-            retention: Milliseconds(number(7, "retention")?),
+            lease_end: Duration::from_millis(number(6, "lease")?),
+            retention: Duration::from_millis(number(7, "retention")?),
         },
         FINISHED => Phase::Finished {
             payload: blob(row, 9)?.map(Bytes::copy_from_slice).ok_or_else(|| bad("payload"))?,
@@ -344,7 +348,7 @@ fn read(row: &Row<'_>) -> Answer<Record> {
         fence: number(2, "fence")?,
         previous_vanished: number(3, "previous_vanished")? != 0,
         fingerprint,
-        expires: Moment(number(8, "expiry")?),
+        expires: Duration::from_millis(number(8, "expiry")?),
         phase,
     })
 }

@@ -56,6 +56,12 @@
 //! effect, delays, copies that arrive late. Its [`Script`] holds calls at a point, waits for them and
 //! counts them, so that a test of an engine waits for events and not for time. [`ManualClock`],
 //! [`TokioClock`] and [`SeededEntropy`] are the inputs that everything else takes from the machine.
+//!
+//! # A store on a real server
+//!
+//! The feature `servers` adds the module `servers`: private Redis,
+//! PostgreSQL, MariaDB and NATS servers that a test starts, kills, pauses and restarts, clusters of
+//! them, and a wire that can be cut before and after the effect of a request.
 
 mod clock;
 pub mod contract;
@@ -64,6 +70,8 @@ mod faulty;
 mod fixture;
 mod history;
 mod model;
+#[cfg(feature = "servers")]
+pub mod servers;
 mod small;
 mod walk;
 

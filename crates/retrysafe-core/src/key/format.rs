@@ -48,14 +48,18 @@ impl KeyFormat {
         Self::Custom(Arc::new(accepts))
     }
 
-    pub(super) fn read(&self, text: &str, now: Duration) -> Result<IdempotencyKey, InvalidKey> {
+    pub(super) fn read(
+        &self,
+        text: &str,
+        now: impl FnOnce() -> Duration,
+    ) -> Result<IdempotencyKey, InvalidKey> {
         match self {
             Self::Any => Ok(IdempotencyKey(text.into())),
             Self::Uuid => read_uuid(text, None).map(to_key),
             Self::UuidV4 => read_uuid(text, Some(4)).map(to_key),
             Self::UuidV7 { max_age, skew } => {
                 let uuid = read_uuid(text, Some(7))?;
-                check_age(&uuid, now, *max_age, *skew)?;
+                check_age(&uuid, now(), *max_age, *skew)?;
                 Ok(to_key(uuid))
             }
             Self::Prefixed { prefix } => {

@@ -10,7 +10,10 @@ use std::{
 use hashbrown::{HashTable, hash_table::Entry};
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-use super::record::{Moment, Record};
+use super::{
+    record::{Moment, Record},
+    slab::{Place, Slab},
+};
 use crate::{Begin, Claim, OperationId};
 
 /// How many entries of the expiry index are looked at before the lock is let go (ST12).
@@ -18,7 +21,10 @@ const PASS: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Shard {
-    records: HashTable<Box<Record>>,
+    /// By id. The half of the hash that is kept here tells most records apart without a look at
+    /// them, and lets the table grow without one.
+    table: HashTable<(u32, Place)>,
+    records: Slab,
     /// Each record has one valid entry, at [`Record::indexed`]; the record may have been given
     /// more time since, and is then put back when its turn comes. Any other entry is void.
     expiries: BinaryHeap<Reverse<(Moment, u64)>>,
@@ -50,18 +56,22 @@ impl Shard {
         now: Moment,
         reserve: impl FnOnce() -> bool,
     ) -> Option<Begin> {
-        let Self { records, expiries, watches } = self;
+        let Self { table, records, expiries, watches } = self;
         let hash = hash_of(&claim.id);
-        match records.entry(hash, |record| record.id == claim.id, |record| hash_of(&record.id)) {
-            Entry::Occupied(mut entry) => {
-                Some(change(entry.get_mut(), expiries, watches, |record| record.begin(claim, now)))
+        let is_it = |&(half, place): &(u32, Place)| {
+            half == half_of(hash) && records.get(place).id == claim.id
+        };
+        match table.entry(spread(half_of(hash)), is_it, |&(half, _)| spread(half)) {
+            Entry::Occupied(entry) => {
+                let record = records.get_mut(entry.get().1);
+                Some(change(record, expiries, watches, |record| record.begin(claim, now)))
             }
             Entry::Vacant(entry) => reserve().then(|| {
-                let mut record = Box::new(Record::new(claim, now));
+                let mut record = Record::new(claim, now);
                 expiries.push(Reverse((record.indexed, hash)));
                 // The first attempt's own answer is what a repeated call gets (ST4).
                 let begun = record.begin(claim, now);
-                entry.insert(record);
+                entry.insert((half_of(hash), records.insert(record)));
                 begun
             }),
         }
@@ -74,23 +84,27 @@ impl Shard {
         now: Moment,
         verb: impl FnOnce(&mut Record) -> T,
     ) -> Option<T> {
-        let Self { records, expiries, watches } = self;
-        let record = records
-            .find_mut(hash_of(id), |record| record.id == *id)
-            .filter(|record| !record.is_expired(now))?;
+        let place = self.place(id)?;
+        let Self { records, expiries, watches, .. } = self;
+        let record = Some(records.get_mut(place)).filter(|record| !record.is_expired(now))?;
         Some(change(record, expiries, watches, verb))
     }
 
     pub(super) fn get(&self, id: &OperationId, now: Moment) -> Option<&Record> {
-        self.records
-            .find(hash_of(id), |record| record.id == *id)
-            .map(|record| &**record)
-            .filter(|record| !record.is_expired(now))
+        let record = self.records.get(self.place(id)?);
+        Some(record).filter(|record| !record.is_expired(now))
     }
 
     /// Every record that is not past its retention, in no order.
     pub(super) fn iter(&self, now: Moment) -> impl Iterator<Item = &Record> {
-        self.records.iter().map(|record| &**record).filter(move |record| !record.is_expired(now))
+        self.records.iter().filter(move |record| !record.is_expired(now))
+    }
+
+    fn place(&self, id: &OperationId) -> Option<Place> {
+        let half = half_of(hash_of(id));
+        self.table
+            .find(spread(half), |&(it, place)| it == half && self.records.get(place).id == *id)
+            .map(|&(_, place)| place)
     }
 
     /// Moves at most `room` expired records to `removed`.
@@ -102,25 +116,31 @@ impl Shard {
             if due > now {
                 return Pass::Clean;
             }
-            let found = self
-                .records
-                .find_entry(hash, |record| record.indexed == due && hash_of(&record.id) == hash);
-            match found {
-                Err(_) => {
-                    self.expiries.pop();
+            let half = half_of(hash);
+            let Self { table, records, .. } = self;
+            let found = table.find_entry(spread(half), |&(it, place)| {
+                it == half && {
+                    let record = records.get(place);
+                    record.indexed == due && hash_of(&record.id) == hash
                 }
-                Ok(mut entry) if !entry.get().is_expired(now) => {
-                    let record = entry.get_mut();
-                    record.indexed = record.next_look(now);
-                    let later = Reverse((record.indexed, hash));
-                    self.expiries.pop();
-                    self.expiries.push(later);
-                }
-                Ok(_) if removed.len() == room => return Pass::Left,
-                Ok(entry) => {
-                    removed.push(*entry.remove().0);
-                    self.expiries.pop();
-                }
+            });
+            let Ok(entry) = found else {
+                self.expiries.pop();
+                continue;
+            };
+            let place = entry.get().1;
+            let record = records.get_mut(place);
+            if !record.is_expired(now) {
+                record.indexed = record.next_look(now);
+                let later = Reverse((record.indexed, hash));
+                self.expiries.pop();
+                self.expiries.push(later);
+            } else if removed.len() == room {
+                return Pass::Left;
+            } else {
+                entry.remove();
+                removed.push(records.remove(place));
+                self.expiries.pop();
             }
         }
         Pass::Unfinished
@@ -176,6 +196,16 @@ fn change<T>(
         watch.changed.notify_waiters();
     }
     answer
+}
+
+/// What the table keeps of a hash.
+fn half_of(hash: u64) -> u32 {
+    hash as u32
+}
+
+/// The half as a hash of its own: a table chooses by its low bits and compares its highest seven.
+fn spread(half: u32) -> u64 {
+    u64::from(half) << 32 | u64::from(half)
 }
 
 /// The id is a digest already. These bytes are not the one that chooses the shard.

@@ -1,0 +1,52 @@
+//! Who waits is told, and not only by asking again and again.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use retrysafe_core::Store as _;
+use retrysafe_nats::NatsStore;
+use retrysafe_testkit::servers::{NatsServer, Wire};
+use tokio::time::timeout;
+
+use crate::{LONG, acquire, claim, complete, operation, raw, stream};
+
+#[tokio::test]
+async fn changed_is_told_by_the_server_after_it_has_stored() {
+    let server = NatsServer::shared().await;
+    let name = stream();
+    let store = NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
+    let client = raw::connect(&server.url()).await;
+    let mut told = client.subscribe(format!("{name}.changed.*.*")).await.unwrap();
+    client.flush().await.unwrap();
+    let owned = claim(operation());
+    let lease = acquire(&store, &owned).await;
+    complete(&store, &owned, &lease, "secret").await;
+    for sequence in 1..=2_u64 {
+        let message = timeout(LONG, told.next()).await.unwrap().unwrap();
+        assert!(message.payload.is_empty(), "S3: only its head");
+        let said = message.headers.unwrap().get("Nats-Sequence").unwrap().to_string();
+        assert_eq!(said, sequence.to_string());
+        let (_, last) = raw::last(&client, &name, &owned.id).await;
+        assert!(last >= sequence, "what is told can be read");
+    }
+}
+
+#[tokio::test]
+async fn changed_outlives_a_lost_connection() {
+    let server = NatsServer::shared().await;
+    let wire = Wire::to(server.addr()).await;
+    let name = stream();
+    let there = NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
+    let here = NatsStore::builder(wire.url_for(&server.url())).stream(&name).open().await.unwrap();
+    let owned = claim(operation());
+    let lease = acquire(&there, &owned).await;
+    let id = owned.id;
+    let waiting = tokio::spawn(async move { here.changed(&id, 1, LONG).await });
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        wire.reset().await;
+    }
+    assert!(!waiting.is_finished(), "nothing has changed");
+    complete(&there, &owned, &lease, "done").await;
+    timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap().unwrap();
+}

@@ -1,0 +1,2 @@
+-- The same without the payload.
+return {head, redis.call('PTTL', key)}

@@ -1,0 +1,3 @@
+-- The record and when its key expires, written once more for a WAIT that follows.
+touch()
+return found()

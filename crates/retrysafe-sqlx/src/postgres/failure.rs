@@ -1,0 +1,160 @@
+//! What sqlx and PostgreSQL say, in the words of the store contract.
+
+use std::{fmt, sync::Arc};
+
+use retrysafe_core::{StoreError, StoreErrorKind};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{OpenError, OpenErrorKind};
+
+/// The server, as messages name it: `PostgreSQL at host:port/database`. Never a password.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(Arc<str>);
+
+impl Place {
+    pub(crate) fn of(options: &PgConnectOptions) -> Self {
+        let host = match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        let database = options.get_database().unwrap_or_else(|| options.get_username());
+        Self(format!("PostgreSQL at {host}:{}/{database}", options.get_port()).into())
+    }
+
+    pub(crate) fn unknown() -> Self {
+        Self("PostgreSQL".into())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a statement has no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server undid it because of what others did at that moment: run it again.
+    Conflict,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// What a statement that was sent failed with.
+pub(crate) fn statement(place: &Place, table: &str, error: sqlx::Error) -> Failure {
+    let code = match &error {
+        sqlx::Error::Database(error) => error.code().map(|code| code.into_owned()),
+        _ => None,
+    };
+    let (kind, advice) = match code.as_deref() {
+        // Serialization failure, deadlock.
+        Some("40001" | "40P01") => return Failure::Conflict,
+        // Cancelled (by its time-out, as far as we know), lock not available.
+        Some("57014" | "55P03") => (StoreErrorKind::Timeout, String::new()),
+        Some("53100") => {
+            (StoreErrorKind::Full, "; its disk is full: make room, or sweep".to_owned())
+        }
+        // Program limit exceeded: a value that is too large.
+        Some("54000") => (StoreErrorKind::TooLarge, String::new()),
+        // Damaged data or index.
+        Some("XX001" | "XX002") => (StoreErrorKind::Unreadable, String::new()),
+        Some(code) => match advice(code, table) {
+            Some((_, advice)) => (StoreErrorKind::Misconfigured, format!("; {advice}")),
+            None => (StoreErrorKind::Unavailable, String::new()),
+        },
+        None => (StoreErrorKind::Unavailable, String::new()),
+    };
+    let context = format!("{place}: {error}{advice}");
+    Failure::Store(StoreError::with_source(kind, context, error))
+}
+
+/// What went wrong before any verb was sent.
+pub(crate) fn open(place: &Place, error: sqlx::Error) -> OpenError {
+    open_with(place, "", error)
+}
+
+/// The same, when it may have been about the table.
+pub(crate) fn open_with(place: &Place, table: &str, error: sqlx::Error) -> OpenError {
+    use sqlx::Error;
+    let (kind, problem) = match &error {
+        Error::Database(reported) => {
+            let code = reported.code().unwrap_or_default();
+            match advice(&code, table) {
+                Some((kind, advice)) => (kind, format!("{reported}; {advice}")),
+                // Too many connections, starting up, shutting down.
+                None if code.starts_with("53") || code.starts_with("57") => {
+                    (OpenErrorKind::Unreachable, reported.to_string())
+                }
+                None => (OpenErrorKind::Failed, reported.to_string()),
+            }
+        }
+        Error::Configuration(_) | Error::InvalidArgument(_) => {
+            (OpenErrorKind::Setting, error.to_string())
+        }
+        Error::Tls(_) => (
+            OpenErrorKind::Unsuitable,
+            format!("{error}; check `sslmode` and `sslrootcert` of the URL"),
+        ),
+        Error::PoolTimedOut => {
+            (OpenErrorKind::Unreachable, "the pool had no connection to give in time".to_owned())
+        }
+        _ => (OpenErrorKind::Unreachable, error.to_string()),
+    };
+    OpenError::new(place.as_str(), kind, problem).caused_by(error)
+}
+
+pub(crate) fn standby(place: &Place) -> OpenError {
+    let problem = "it is a standby, which may lag and can't be written; name the primary, or wait \
+                   until this one is promoted";
+    OpenError::new(place.as_str(), OpenErrorKind::Unsuitable, problem)
+}
+
+pub(crate) fn no_right(place: &Place) -> OpenError {
+    OpenError::new(place.as_str(), OpenErrorKind::Denied, GRANT)
+}
+
+const GRANT: &str = "grant this user SELECT, INSERT, UPDATE and DELETE on the table; to create it \
+                     takes CREATE on its schema";
+
+/// What to do about an error that stays until somebody changes the set-up.
+fn advice(code: &str, table: &str) -> Option<(OpenErrorKind, String)> {
+    use OpenErrorKind::{Denied, Missing, Unsuitable};
+    let advice = match code {
+        "28P01" | "28000" => (
+            Denied,
+            "check user and password of the URL, and that `pg_hba.conf` lets this user in"
+                .to_owned(),
+        ),
+        "3D000" => (Missing, "create the database, or name another one in the URL".to_owned()),
+        "42P01" | "3F000" => (Missing, missing(table)),
+        "42501" => (Denied, GRANT.to_owned()),
+        "25006" => {
+            (Unsuitable, "it is a standby or was set read-only; name the primary".to_owned())
+        }
+        // Undefined column, no unique index for ON CONFLICT, other types than ours.
+        _ if code.starts_with("42") => (
+            Unsuitable,
+            "the table is not as `PostgresStore::schema` prints it; use another name, or mend it"
+                .to_owned(),
+        ),
+        _ => return None,
+    };
+    Some(advice)
+}
+
+pub(crate) fn missing(table: &str) -> String {
+    format!(
+        "the table {table} does not exist; open the store with `migrate()`, or run what \
+         `PostgresStore::schema` prints"
+    )
+}

@@ -1,0 +1,64 @@
+//! Who waits for which operation in this process.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use retrysafe_core::OperationId;
+use tokio::sync::Notify;
+
+/// The operations that somebody of this process waits for.
+#[derive(Default)]
+pub(crate) struct Watches(Mutex<HashMap<OperationId, Arc<Notify>>>);
+
+impl Watches {
+    /// Wakes whoever waits for this one. Called once the server has said that it is written.
+    pub(crate) fn wake(&self, id: &OperationId) {
+        if let Some(notify) = self.lock().get(id) {
+            notify.notify_waiters();
+        }
+    }
+
+    pub(crate) fn watch(&self, id: &OperationId) -> Watch<'_> {
+        let notify = Arc::clone(self.lock().entry(*id).or_default());
+        Watch { watches: self, id: *id, notify }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OperationId, Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who waits. Dropping it ends the wait (ST11).
+pub(crate) struct Watch<'a> {
+    watches: &'a Watches,
+    id: OperationId,
+    pub(crate) notify: Arc<Notify>,
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut watched = self.watches.lock();
+        // Counted under the lock: the map's and ours are the last two.
+        if Arc::strong_count(&self.notify) == 2 {
+            watched.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_to_wait_leaves_nothing_behind() {
+        let watches = Watches::default();
+        let id = OperationId::from_bytes([1; 32]);
+        let (one, other) = (watches.watch(&id), watches.watch(&id));
+        drop(one);
+        assert_eq!(watches.lock().len(), 1);
+        drop(other);
+        assert_eq!(watches.lock().len(), 0);
+    }
+}
