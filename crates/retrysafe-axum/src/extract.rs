@@ -160,7 +160,7 @@ fn key_of(parts: &Parts) -> Result<Option<IdempotencyKey>, Rejection> {
     }
     // By the default rules a key has no age, so the time does not matter.
     KeyRules::default()
-        .read(&parts.headers, Duration::ZERO)
+        .read(&parts.headers, || Duration::ZERO)
         .map_err(|error| Rejection::new(parts, error.into()))
 }
 

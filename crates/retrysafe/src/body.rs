@@ -26,6 +26,9 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// A body in its pieces. Most have one, which allocates nothing.
 pub(crate) type Pieces = SmallVec<[Bytes; 1]>;
 
+/// The trailers of a body. Few have any, so those that have none carry no room for them.
+pub(crate) type Trailers = Option<Box<HeaderMap>>;
+
 /// Pieces that come one by one. Small ones are copied together: each of them would hold on to the
 /// whole buffer that it was read into, which is a hundred times what a stream of tokens weighs.
 #[derive(Default)]
@@ -74,7 +77,7 @@ pin_project! {
     #[project = RequestKindProject]
     enum RequestKind<B> {
         Passed { #[pin] body: B },
-        Read { data: Option<Bytes>, trailers: Option<HeaderMap> },
+        Read { data: Option<Bytes>, trailers: Trailers },
         Streamed { read: Left, rest: B, tap: Arc<Tap> },
     }
 }
@@ -117,7 +120,7 @@ where
                 data.take()
                     .filter(|data| !data.is_empty())
                     .map(Frame::data)
-                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .or_else(|| trailers.take().map(|it| Frame::trailers(*it)))
                     .map(Ok),
             ),
             RequestKindProject::Streamed { read, rest, tap } => {
@@ -187,7 +190,7 @@ impl Error for IncompleteBody {}
 /// A request body of which the beginning has been read.
 pub(crate) struct ReadAhead<B> {
     frames: Pieces,
-    trailers: Option<HeaderMap>,
+    trailers: Trailers,
     /// What has not been read yet; `None` if the body ended within `inline_body`.
     rest: Option<B>,
     content_length: Option<u64>,
@@ -232,7 +235,7 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
                     length += data.len() as u64;
                     frames.push(data);
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             }
         }
         Ok(Self { frames: frames.pieces(), trailers, rest: Some(body), content_length })
@@ -297,6 +300,17 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
         }
         Ok(left == 0 && hasher.so_far(kept.extent).agrees_with(kept))
     }
+}
+
+/// Whether a whole body agrees with a record's part, over the record's length.
+pub(crate) fn covers(body: &[u8], mut hasher: BodyHasher, kept: &BodyPart) -> bool {
+    let covered = usize::try_from(kept.length).unwrap_or(usize::MAX);
+    let Some(covered) = body.get(..covered) else { return false };
+    if covered.len() < body.len() && kept.extent == Extent::Whole {
+        return false;
+    }
+    hasher.update(covered);
+    hasher.so_far(kept.extent).agrees_with(kept)
 }
 
 fn joined(frames: Pieces, length: usize) -> Bytes {
@@ -385,7 +399,7 @@ pin_project! {
     #[project = ResponseKindProject]
     enum ResponseKind<B> {
         Passed { #[pin] body: B },
-        Kept { data: Left, trailers: Option<HeaderMap> },
+        Kept { data: Left, trailers: Trailers },
         Resumed { data: Left, rest: B },
         Live { live: Live },
     }
@@ -396,7 +410,7 @@ impl<B> ResponseBody<B> {
         Self { kind: ResponseKind::Passed { body } }
     }
 
-    pub(crate) fn kept(data: impl Into<Pieces>, trailers: Option<HeaderMap>) -> Self {
+    pub(crate) fn kept(data: impl Into<Pieces>, trailers: Trailers) -> Self {
         let data = data.into().into_iter();
         Self { kind: ResponseKind::Kept { data, trailers } }
     }
@@ -442,7 +456,7 @@ where
             ResponseKindProject::Kept { data, trailers } => Poll::Ready(
                 next_data(data)
                     .map(Frame::data)
-                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .or_else(|| trailers.take().map(|it| Frame::trailers(*it)))
                     .map(Ok),
             ),
             ResponseKindProject::Resumed { data, rest } => match next_data(data) {
@@ -487,7 +501,7 @@ impl<B> fmt::Debug for ResponseBody<B> {
 
 /// The size of a body that is at hand. HTTP/1.1 sends trailers after a chunked body only (R6), so
 /// one with trailers must not say how long it is.
-fn exactly(length: u64, trailers: &Option<HeaderMap>) -> SizeHint {
+fn exactly(length: u64, trailers: &Trailers) -> SizeHint {
     if trailers.is_none() {
         return SizeHint::with_exact(length);
     }

@@ -3,19 +3,20 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::CatchUnwind};
+use pin_project_lite::pin_project;
 use retrysafe_core::{
     About, Acquired, Begin, Claim, Clock, ConfigError, Entropy, Fingerprint, Found, Held, Lease,
     OperationId, Owner, Settings, Store, StoreError, StoreErrorKind, Swept, SystemClock,
@@ -23,13 +24,14 @@ use retrysafe_core::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, timeout, timeout_at},
+    task::JoinHandle,
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
 use crate::{
     execution::Execution,
-    keeper::Keeper,
+    keeper::{Granted, Keeper},
     observe::{self, StoreCalls},
     waiting::WaitingRoom,
 };
@@ -125,16 +127,12 @@ impl<S: Store> Engine<S> {
     /// The same for something that is waited for. Nobody can drop a future while it is being
     /// polled, so what is over at once has needed no task; what is not goes on as one. `None` if it
     /// was interrupted: a runtime that is shutting down, or a mistake of ours.
-    pub(crate) async fn see_through<F>(&self, work: F) -> Option<F::Output>
+    pub(crate) fn see_through<F>(&self, work: F) -> SeenThrough<F>
     where
         F: Future<Output: Send + 'static> + Unpin + Send + 'static,
     {
-        let mut work = self.0.tasks.track_future(AssertUnwindSafe(work).catch_unwind());
-        let done = match poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await {
-            Poll::Ready(done) => done,
-            Poll::Pending => tokio::spawn(work).await.ok()?,
-        };
-        done.ok()
+        let work = self.0.tasks.track_future(AssertUnwindSafe(work).catch_unwind());
+        SeenThrough::Here(Some(work))
     }
 
     /// The right to run one more handler; `None` when the bound is reached (E6).
@@ -166,26 +164,29 @@ impl<S: Store> Engine<S> {
             retention: settings.retention,
             take_over,
         };
-        // R7: a claim holds for a lease from when it was *first* sent; a repeated one that is
-        // granted may have been granted then.
-        let sent = Instant::now();
         let deadline = settings.store_deadline;
         // D5: dropped here, or the answer lost, the claim may stand. The guard releases it.
         let guard = Unanswered { engine: self, settings, claim: &claim, permit: Some(permit) };
-        let mut answer = self.call("begin", deadline, self.0.store.begin(&claim)).await;
+        let first = self.call("begin", deadline, self.0.store.begin(&claim));
+        // R7: a claim holds for a lease from when it was *first* sent; a repeated one that is
+        // granted may have been granted then.
+        let sent = first.sent;
+        let (mut answer, mut answered) = first.await;
         let mut lost = false;
         if let Err(error) = &answer
             && error.is_ambiguous()
         {
             lost = true;
-            answer = self.call("begin", deadline, self.0.store.begin(&claim)).await;
+            let again = self.call("begin", deadline, self.0.store.begin(&claim));
+            (answer, answered) = Box::pin(again).await;
         }
         match answer {
             Ok(Begin::Acquired(acquired)) => {
                 let permit = guard.answered();
                 let lease = lease_of(&claim, acquired);
-                let hold =
-                    self.0.keeper.hold(self, lease, settings.clone(), claim.fingerprint, sent);
+                let Claim { fingerprint, .. } = claim;
+                let granted = Granted { lease, fingerprint, sent, answered };
+                let hold = self.0.keeper.hold(self, granted, settings.clone());
                 let vanished = acquired.previous_vanished;
                 let execution = Execution::new(self.clone(), hold, vanished, permit);
                 Ok(Begun::Acquired(acquired, execution))
@@ -208,35 +209,35 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    pub(crate) async fn renew(
+    pub(crate) fn renew(
         &self,
         lease: &Lease,
         lease_for: Duration,
         deadline: Duration,
-    ) -> Result<Held, StoreError> {
-        self.call("renew", deadline, self.0.store.renew(lease, lease_for)).await
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        self.call("renew", deadline, self.0.store.renew(lease, lease_for)).map(|(answer, _)| answer)
     }
 
-    pub(crate) async fn complete(
+    pub(crate) fn complete(
         &self,
         lease: &Lease,
         fingerprint: &Fingerprint,
         payload: Bytes,
         retention: Duration,
         deadline: Duration,
-    ) -> Result<Held, StoreError> {
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
         let call = self.0.store.complete(lease, fingerprint, payload, retention);
-        self.call("complete", deadline, call).await
+        self.call("complete", deadline, call).map(|(answer, _)| answer)
     }
 
-    pub(crate) async fn release(
+    pub(crate) fn release(
         &self,
         lease: &Lease,
-        settings: &Settings,
         keep_counters_for: Duration,
-    ) -> Result<Held, StoreError> {
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
         let call = self.0.store.release(lease, keep_counters_for);
-        self.call("release", settings.store_deadline, call).await
+        self.call("release", deadline, call).map(|(answer, _)| answer)
     }
 
     /// Waits until attempt `seen` may no longer be in flight.
@@ -271,7 +272,7 @@ impl<S: Store> Engine<S> {
                 let since = Instant::now();
                 let mut pause = Pause::new(settings.max_execution);
                 loop {
-                    match engine.release(&lease, &settings, keep_counters_for).await {
+                    match engine.release(&lease, keep_counters_for, settings.store_deadline).await {
                         Ok(Held::Applied) => break,
                         Ok(Held::Lost(_)) if since.elapsed() >= under_way => break,
                         Ok(Held::Lost(_)) | Err(_) => {}
@@ -286,19 +287,11 @@ impl<S: Store> Engine<S> {
         );
     }
 
-    async fn call<T>(
-        &self,
-        verb: &'static str,
-        deadline: Duration,
-        call: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let sent = Instant::now();
-        let answer = match timeout_at(sent + deadline, call).await {
-            Ok(answer) => answer,
-            Err(_) => Err(late(verb, deadline)),
-        };
-        self.0.calls.call(verb, sent.elapsed(), answer.as_ref().err());
-        answer
+    fn call<T, F>(&self, verb: &'static str, deadline: Duration, call: F) -> Call<'_, F>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        Call { calls: &self.0.calls, verb, sent: Instant::now(), deadline, timer: None, call }
     }
 
     /// R8: the engine sweeps by itself, from its first request on, until it is dropped.
@@ -321,7 +314,7 @@ impl<S: Store> Engine<S> {
         const BATCH: usize = 1000;
         const DEADLINE: Duration = Duration::from_secs(30);
         loop {
-            match self.call("sweep", DEADLINE, self.0.store.sweep(BATCH)).await {
+            match self.call("sweep", DEADLINE, self.0.store.sweep(BATCH)).await.0 {
                 Ok(Swept { removed, more }) => {
                     observe::swept(removed);
                     if !more {
@@ -349,6 +342,71 @@ impl<S> Drop for Sweeper<S> {
         if let Some(engine) = self.0.upgrade() {
             engine.0.sweeping.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+/// Work that is seen through.
+pub(crate) enum SeenThrough<F: Future> {
+    /// It has not been polled yet.
+    Here(Option<TrackedFuture<CatchUnwind<AssertUnwindSafe<F>>>>),
+    /// It goes on as a task.
+    There(JoinHandle<std::thread::Result<F::Output>>),
+}
+
+impl<F> Future for SeenThrough<F>
+where
+    F: Future<Output: Send + 'static> + Unpin + Send + 'static,
+{
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Self::Here(work) = &mut *self {
+            let Some(mut work) = work.take() else { return Poll::Ready(None) };
+            if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
+                return Poll::Ready(done.ok());
+            }
+            *self = Self::There(tokio::spawn(work));
+        }
+        match &mut *self {
+            Self::There(task) => Pin::new(task).poll(cx).map(|done| done.ok()?.ok()),
+            Self::Here(_) => Poll::Ready(None),
+        }
+    }
+}
+
+pin_project! {
+    /// A call to the store: measured, and given up at its deadline (D5).
+    struct Call<'a, F> {
+        calls: &'a StoreCalls,
+        verb: &'static str,
+        sent: Instant,
+        deadline: Duration,
+        // Only for an answer that does not come at once, and boxed because it is large: a store in
+        // this process needs none.
+        timer: Option<Pin<Box<Sleep>>>,
+        #[pin]
+        call: F,
+    }
+}
+
+/// The answer, and when it came.
+impl<T, F: Future<Output = Result<T, StoreError>>> Future for Call<'_, F> {
+    type Output = (Result<T, StoreError>, Instant);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let call = self.project();
+        let answer = match call.call.poll(cx) {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => {
+                let (due, verb) = (*call.sent + *call.deadline, *call.verb);
+                let timer = call.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+                ready!(timer.as_mut().poll(cx));
+                Err(late(verb, *call.deadline))
+            }
+        };
+        let answered = Instant::now();
+        call.calls.call(call.verb, answered - *call.sent, answer.as_ref().err());
+        Poll::Ready((answer, answered))
     }
 }
 

@@ -4,7 +4,7 @@
 //! handler has started is released (D5: nothing ran); one that is dropped later is abandoned, and
 //! its lease runs out: nobody knows what it did.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
@@ -26,7 +26,7 @@ struct Attempted<S: Store> {
     previous_vanished: bool,
     started: bool,
     /// The turn of the duplicates that wait in this process: they go on when this attempt ends.
-    turn: Option<Turn>,
+    turn: Option<Box<Turn>>,
     /// Given back when nothing of the attempt is left to do, in the background neither (E6).
     permit: Permit,
 }
@@ -47,10 +47,23 @@ pub(crate) enum Ended {
 }
 
 /// How an attempt ends, towards the store.
-enum End {
-    Complete { fingerprint: Fingerprint, payload: Bytes, retention: Duration },
+pub(crate) enum End {
+    /// The outcome is kept.
+    Complete(Completion),
+    /// The key is free for the next try.
     Release,
+    /// The outcome is unknown and the work is over.
     GiveUp,
+    /// The store is told nothing: the work may go on, so the lease runs out by itself.
+    Abandon,
+}
+
+/// What is kept of an attempt.
+pub(crate) struct Completion {
+    /// As it is known by now, if the claim's lacked the body part.
+    pub(crate) fingerprint: Option<Box<Fingerprint>>,
+    pub(crate) payload: Bytes,
+    pub(crate) retention: Duration,
 }
 
 impl<S: Store> Execution<S> {
@@ -66,7 +79,7 @@ impl<S: Store> Execution<S> {
     }
 
     /// Lets the duplicates that wait in this process wait for this attempt.
-    pub(crate) fn carry(&mut self, turn: Option<Turn>) {
+    pub(crate) fn carry(&mut self, turn: Option<Box<Turn>>) {
         self.attempted_mut().turn = turn;
     }
 
@@ -75,8 +88,7 @@ impl<S: Store> Execution<S> {
     #[must_use]
     pub(crate) async fn start(&mut self) -> bool {
         let attempted = self.attempted_mut();
-        attempted.hold.noticed().await;
-        attempted.started = attempted.hold.is_fresh();
+        attempted.started = attempted.hold.noticed().await;
         attempted.started
     }
 
@@ -95,78 +107,50 @@ impl<S: Store> Execution<S> {
         self.attempted().hold.lost().await;
     }
 
-    /// Keeps the outcome.
-    pub(crate) fn complete(
-        self,
-        fingerprint: Fingerprint,
-        payload: Bytes,
-        retention: Duration,
-    ) -> impl Future<Output = Ended> {
-        self.end(End::Complete { fingerprint, payload, retention })
-    }
-
-    /// Frees the key for the next try.
-    pub(crate) fn release(self) -> impl Future<Output = Ended> {
-        self.end(End::Release)
-    }
-
-    /// Says that the outcome is unknown and the work is over.
-    pub(crate) fn give_up(self) -> impl Future<Output = Ended> {
-        self.end(End::GiveUp)
-    }
-
-    /// Says nothing: the work may go on, so the lease runs out by itself.
+    /// Ends without a word to the store, like [`End::Abandon`].
     pub(crate) fn abandon(mut self) {
         self.0 = None;
         observe::in_flight(-1.0);
     }
 
-    async fn end(mut self, mut end: End) -> Ended {
-        let Some(mut attempted) = self.0.take() else { unreachable!("an execution ends once") };
+    /// Tells the store how the attempt ended.
+    pub(crate) fn end(self, end: End) -> impl Future<Output = Ended> {
+        self.end_with(end, Bytes::new)
+    }
+
+    /// The same; `again` makes the payload once more if the store did not take it. So the store
+    /// gets the only handle to it: a second one would be an allocation that is kept as long as the
+    /// record. (Not an `async fn`: that would carry what it is given twice.)
+    pub(crate) fn end_with(
+        mut self,
+        mut end: End,
+        again: impl Fn() -> Bytes,
+    ) -> impl Future<Output = Ended> {
+        let Some(attempted) = self.0.take() else { unreachable!("an execution ends once") };
         observe::in_flight(-1.0);
         attempted.hold.ending();
-        let mut told = attempted.tell(&end).await;
-        if let Err(error) = &told
-            && matches!(error.kind(), StoreErrorKind::Full | StoreErrorKind::TooLarge)
-            && end.shrink()
-        {
-            // R4: what does not fit is finished without its response, and never runs again.
-            told = attempted.tell(&end).await;
-        }
-        match told {
-            Ok(Held::Applied) => {
-                if let (End::Complete { fingerprint, payload, .. }, Some(turn)) =
-                    (end, attempted.turn.take())
+        async move {
+            let told = match &mut end {
+                End::Complete(Completion { fingerprint, payload, retention })
+                    if attempted.turn.is_none() =>
                 {
-                    turn.publish(Found::Finished { fingerprint, payload });
-                }
-                Ended::Recorded
-            }
-            Ok(Held::Lost(found)) => {
-                let lease = attempted.hold.lease();
-                observe::lease_lost(&lease.id, lease.attempt);
-                let ours = match &end {
-                    End::Complete { fingerprint, .. } => fingerprint,
-                    End::Release | End::GiveUp => attempted.hold.fingerprint(),
-                };
-                match &found {
-                    // E5: the key may have been freed meanwhile, and used for another request.
-                    Found::Finished { fingerprint, .. }
-                        if ours.compare(fingerprint) != Comparison::Same =>
-                    {
-                        Ended::Stale
+                    let fingerprint =
+                        fingerprint.as_deref().unwrap_or_else(|| attempted.hold.fingerprint());
+                    let given = mem::take(payload);
+                    let told = attempted.complete(fingerprint, given, *retention).await;
+                    if told.is_err() {
+                        *payload = again();
                     }
-                    _ => Ended::Lost(found),
+                    told
                 }
-            }
-            Err(error) => {
-                // A record that can't be read is not ours to answer for (E5).
-                let fresh = attempted.hold.is_fresh() && error.kind() != StoreErrorKind::Unreadable;
-                attempted.turn = None;
-                let engine = attempted.engine.clone();
-                engine.detach(attempted.tell_again(end));
-                if fresh { Ended::NotRecorded } else { Ended::Stale }
-            }
+                end => attempted.tell(end).await,
+            };
+            // R4: what does not fit is finished without its response, and never runs again.
+            let told = match end.shrink_to_fit(told) {
+                Some(told) => told,
+                None => Box::pin(attempted.tell(&end)).await,
+            };
+            attempted.told(end, told)
         }
     }
 
@@ -180,16 +164,24 @@ impl<S: Store> Execution<S> {
 }
 
 impl End {
-    /// Leaves the response out of what is to be kept; `false` if there is none in it.
-    fn shrink(&mut self) -> bool {
-        let Self::Complete { payload, .. } = self else { return false };
-        match Record::outcome_only(payload) {
-            Ok(shorter) if shorter.len() < payload.len() => {
-                *payload = shorter;
-                true
-            }
-            _ => false,
+    /// What the store said; `None` if that was that the payload does not fit, and there is less to
+    /// say now: the response has been left out of it.
+    fn shrink_to_fit(
+        &mut self,
+        told: Result<Held, StoreError>,
+    ) -> Option<Result<Held, StoreError>> {
+        let too_large = told.as_ref().is_err_and(|error| {
+            matches!(error.kind(), StoreErrorKind::Full | StoreErrorKind::TooLarge)
+        });
+        if too_large
+            && let Self::Complete(Completion { payload, .. }) = self
+            && let Ok(shorter) = Record::outcome_only(payload)
+            && shorter.len() < payload.len()
+        {
+            *payload = shorter;
+            return None;
         }
+        Some(told)
     }
 }
 
@@ -198,15 +190,72 @@ impl<S: Store> Attempted<S> {
         let (lease, settings) = (self.hold.lease(), self.hold.settings());
         let deadline = settings.store_deadline;
         match end {
-            End::Complete { fingerprint, payload, retention } => {
-                let payload = payload.clone();
-                self.engine.complete(lease, fingerprint, payload, *retention, deadline).await
+            End::Complete(Completion { payload, retention, .. }) => {
+                self.complete(self.fingerprint(end), payload.clone(), *retention).await
             }
             End::Release => {
                 let keep_counters_for = self.keep_counters_for();
-                self.engine.release(lease, settings, keep_counters_for).await
+                self.engine.release(lease, keep_counters_for, deadline).await
             }
             End::GiveUp => self.engine.renew(lease, Duration::ZERO, deadline).await,
+            End::Abandon => Ok(Held::Applied),
+        }
+    }
+
+    fn complete(
+        &self,
+        fingerprint: &Fingerprint,
+        payload: Bytes,
+        retention: Duration,
+    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+        let deadline = self.hold.settings().store_deadline;
+        self.engine.complete(self.hold.lease(), fingerprint, payload, retention, deadline)
+    }
+
+    /// What the store said to the end, and what there is left to do.
+    fn told(mut self, end: End, told: Result<Held, StoreError>) -> Ended {
+        match told {
+            Ok(Held::Applied) => {
+                if let Some(turn) = self.turn.take()
+                    && let End::Complete(Completion { fingerprint, payload, .. }) = end
+                {
+                    let fingerprint = match fingerprint {
+                        Some(fingerprint) => *fingerprint,
+                        None => self.hold.fingerprint().clone(),
+                    };
+                    turn.publish(Found::Finished { fingerprint, payload });
+                }
+                Ended::Recorded
+            }
+            Ok(Held::Lost(found)) => {
+                let lease = self.hold.lease();
+                observe::lease_lost(&lease.id, lease.attempt);
+                match &found {
+                    // E5: the key may have been freed meanwhile, and used for another request.
+                    Found::Finished { fingerprint, .. }
+                        if self.fingerprint(&end).compare(fingerprint) != Comparison::Same =>
+                    {
+                        Ended::Stale
+                    }
+                    _ => Ended::Lost(found),
+                }
+            }
+            Err(error) => {
+                // A record that can't be read is not ours to answer for (E5).
+                let fresh = self.hold.is_fresh() && error.kind() != StoreErrorKind::Unreadable;
+                self.turn = None;
+                let engine = self.engine.clone();
+                engine.detach(self.tell_again(end));
+                if fresh { Ended::NotRecorded } else { Ended::Stale }
+            }
+        }
+    }
+
+    /// What the client asked for, as far as it is known at the end.
+    fn fingerprint<'a>(&'a self, end: &'a End) -> &'a Fingerprint {
+        match end {
+            End::Complete(Completion { fingerprint: Some(fingerprint), .. }) => fingerprint,
+            _ => self.hold.fingerprint(),
         }
     }
 
@@ -229,7 +278,7 @@ impl<S: Store> Attempted<S> {
                 Err(_) => {}
             }
         }
-        if let End::Complete { .. } = end {
+        if let End::Complete(_) = end {
             let lease = self.hold.lease();
             observe::unrecorded(&lease.id, lease.attempt);
         }

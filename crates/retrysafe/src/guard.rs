@@ -4,15 +4,16 @@
 //! is lost if it is dropped. A claim and everything that follows from it does not depend on that
 //! future, from before `begin` is sent (D5): see [`run`](crate::run) and `Engine::see_through`.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response, Uri, header, request::Parts};
 use http_body::Body;
 use retrysafe_core::{
-    Attempt, Begin, Code, Comparison, Decision, Fingerprint, Fingerprinter, Found, IdempotencyKey,
-    Kept, KeySource, Likeness, OnInFlight, OnStoreFailure, OnUnknownOutcome, OperationId, Problem,
-    Record, RequestHead, Scope, Settings, Store, Trace, decide,
+    Attempt, Begin, BodyHasher, BodyPart, Code, Comparison, Decision, Fingerprint, Fingerprinter,
+    Found, IdempotencyKey, Kept, KeySource, Likeness, OnInFlight, OnStoreFailure, OnUnknownOutcome,
+    OperationId, Problem, Record, RequestHead, Scope, Settings, Store, Trace, decide,
     headers::{BYPASSED, IDEMPOTENCY_STATUS},
 };
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ use tower_service::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
-    body::{BoxError, Pieces, ReadAhead, RequestBody, ResponseBody},
+    body::{self, BoxError, Pieces, ReadAhead, RequestBody, ResponseBody},
     door::Door,
     engine::{BeginError, Engine},
     observe::{self, RequestCounter, RequestOutcome},
@@ -55,11 +56,10 @@ pub(crate) struct Prepared<B> {
 }
 
 /// What there is to do with a request that has been read.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 enum Ready<B> {
     Guarded(Box<Prepared<B>>),
     /// It names no operation (K6).
-    Unnamed(Parts, ReadAhead<B>),
+    Unnamed(Box<(Parts, ReadAhead<B>)>),
 }
 
 impl<S: Store> Guard<S> {
@@ -73,11 +73,11 @@ impl<S: Store> Guard<S> {
     }
 
     /// Answers a guarded request. `inner` is ready.
-    pub(crate) async fn answer<I, B, R>(
+    pub(crate) fn answer<I, B, R>(
         self: Arc<Self>,
         mut inner: I,
         request: Request<B>,
-    ) -> Result<Answer<R>, I::Error>
+    ) -> impl Future<Output = Result<Answer<R>, I::Error>> + Send
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
             + Clone
@@ -87,34 +87,106 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let request = match self.prepare(request).await {
-            Ok(Ready::Guarded(request)) => request,
-            Ok(Ready::Unnamed(parts, body)) => {
-                let body = body.into_body(|| self.settings.fingerprinter.hasher()).0;
-                let response = inner.call(Request::from_parts(parts, body)).await?;
-                return Ok(response.map(ResponseBody::passed));
-            }
-            Err(problem) => {
-                return Ok(self.refuse(&problem, RequestOutcome::Rejected, None, None));
-            }
-        };
-        let span = tracing::info_span!(
-            "idempotency",
-            operation = %request.id,
-            store = self.engine.about().engine,
-            route = &*self.settings.route,
-            outcome = Empty,
-            attempt = Empty,
-            first_trace = Empty,
-        );
-        self.settle(inner, request).instrument(span).await
+        async move {
+            let request = match self.prepare(request).await {
+                Ok(Ready::Guarded(request)) => request,
+                Ok(Ready::Unnamed(request)) => {
+                    let (parts, body) = *request;
+                    let body = body.into_body(|| self.settings.fingerprinter.hasher()).0;
+                    let response = Box::pin(inner.call(Request::from_parts(parts, body))).await?;
+                    return Ok(response.map(ResponseBody::passed));
+                }
+                Err(problem) => {
+                    return Ok(self.refuse(&problem, RequestOutcome::Rejected, None, None));
+                }
+            };
+            let span = tracing::info_span!(
+                "idempotency",
+                operation = %request.id,
+                store = self.engine.about().engine,
+                route = &*self.settings.route,
+                outcome = Empty,
+                attempt = Empty,
+                first_trace = Empty,
+            );
+            self.settle(inner, request).instrument(span).await
+        }
     }
 
-    /// Claims, decides, waits, and claims again, until there is an answer.
-    async fn settle<I, B, R>(
+    /// Claims, and answers what can be answered at once: the handler's response or a replay.
+    fn settle<I, B, R>(
         self: Arc<Self>,
-        mut inner: I,
-        mut request: Box<Prepared<B>>,
+        inner: I,
+        request: Box<Prepared<B>>,
+    ) -> impl Future<Output = Result<Answer<R>, I::Error>> + Send
+    where
+        I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
+            + Clone
+            + Send
+            + 'static,
+        I::Error: 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        async move {
+            // A body that is not known yet may still turn out to differ: look before taking over.
+            let take_over = self.may_take_over() && request.fingerprint.body.is_some();
+            let claimed = match self.claim_and_run(inner, request, take_over, None).await {
+                Claimed::Answered(answer) => return answer,
+                Claimed::Found { found: found @ Found::Finished { .. }, inner, request, turn } => {
+                    match self.answer_finished(&request, found) {
+                        Ok(answer) => return Ok(answer),
+                        Err(found) => Claimed::Found { found, inner, request, turn },
+                    }
+                }
+                claimed => claimed,
+            };
+            // Boxed, as all that is rare: there is room for the usual ways only.
+            Box::pin(self.settle_later(claimed, take_over)).await
+        }
+    }
+
+    /// Claims, and sees through what was granted, whether or not the client does.
+    fn claim_and_run<I, B, R>(
+        self: &Arc<Self>,
+        inner: I,
+        request: Box<Prepared<B>>,
+        take_over: bool,
+        turn: Option<Box<Turn>>,
+    ) -> impl Future<Output = Claimed<I, B, R, I::Error>> + Send + use<I, B, R, S>
+    where
+        I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
+            + Send
+            + 'static,
+        I::Error: 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let id = request.id;
+        let work = claim_and_run(self.clone(), inner, request, take_over, turn);
+        // Boxed before anything is wrapped around it: it is large, and every wrapper moves it.
+        let work = Box::pin(work).instrument(Span::current());
+        let guard = self.clone();
+        self.engine.see_through(work).map(move |claimed| {
+            // Only a runtime that is shutting down, or a mistake of ours, ends a task early. Its
+            // execution, if there was one, has been abandoned.
+            claimed.unwrap_or_else(|| {
+                let problem = Problem::new(Code::HandlerFailed, "The request was interrupted.");
+                let outcome = RequestOutcome::Rejected;
+                Claimed::Answered(Ok(guard.refuse(&problem, outcome, Some(&id), None)))
+            })
+        })
+    }
+
+    fn may_take_over(&self) -> bool {
+        !matches!(self.settings.on_unknown_outcome, OnUnknownOutcome::Refuse)
+    }
+
+    /// Decides, waits, and claims again, until there is an answer.
+    async fn settle_later<I, B, R>(
+        self: Arc<Self>,
+        mut claimed: Claimed<I, B, R, I::Error>,
+        mut take_over: bool,
     ) -> Result<Answer<R>, I::Error>
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
@@ -125,122 +197,141 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let may_take_over = !matches!(self.settings.on_unknown_outcome, OnUnknownOutcome::Refuse);
-        // A body that is not known yet may still turn out to differ: look before taking over.
-        let mut take_over = may_take_over && request.fingerprint.body.is_some();
+        let may_take_over = self.may_take_over();
         let mut waiting: Option<Waiting> = None;
-        let mut turn = None;
         let mut superseded = false;
         loop {
+            let (found, mut inner, mut request, my_turn) = match claimed {
+                Claimed::Answered(answer) => return answer,
+                Claimed::Refused { error, inner, request } => {
+                    return self.without_store(error, inner, request).await;
+                }
+                Claimed::Found { found, inner, request, turn } => (found, inner, request, turn),
+            };
             let id = request.id;
-            let work = claim_and_run(self.clone(), inner, request, take_over, turn.take());
-            // Boxed before anything is wrapped around it: it is large, and every wrapper moves it.
-            let work = Box::pin(work).instrument(Span::current());
-            let claimed = self.engine.see_through(work).await;
-            let (found, my_turn);
-            match claimed {
-                Some(Claimed::Answered(answer)) => return answer,
-                Some(Claimed::Refused { error, inner, request }) => {
-                    return Box::pin(self.without_store(error, inner, request)).await;
+            let found = match self.answer_finished(&request, found) {
+                Ok(answer) => return Ok(answer),
+                Err(found @ Found::Finished { .. }) => {
+                    return Ok(self.answer_long_duplicate(request, found).await);
                 }
-                Some(Claimed::Found { found: it, inner: i, request: r, turn: t }) => {
-                    (found, inner, request, my_turn) = (it, i, r, t);
-                }
-                // Only a runtime that is shutting down, or a mistake of ours, ends a task early.
-                // Its execution, if there was one, has been abandoned.
-                None => {
-                    let problem = Problem::new(Code::HandlerFailed, "The request was interrupted.");
-                    return Ok(self.refuse(&problem, RequestOutcome::Rejected, Some(&id), None));
-                }
-            }
+                Err(found) => found,
+            };
             let likeness = match self.compare(&request, &found) {
                 Ok(likeness) => likeness,
-                Err(unread) => match found {
-                    Found::Finished { .. } => {
-                        let Unread { fingerprinter, part } = *unread;
-                        let hasher = fingerprinter.hasher();
-                        let matches = match Box::pin(request.body.matches(hasher, &part)).await {
-                            Ok(true) => Likeness::Same,
-                            Ok(false) => Likeness::Differs,
-                            Err(_) => {
-                                let problem = incomplete_body();
-                                let outcome = RequestOutcome::Rejected;
-                                return Ok(self.refuse(&problem, outcome, Some(&id), None));
-                            }
-                        };
-                        return Ok(self.answer_found(&id, found, matches, request.trace));
-                    }
-                    // The record's body was known up front, so it was short, and this one is
-                    // longer than that: another request.
-                    _ => Likeness::Differs,
-                },
+                // The record's body was known up front, so it was short, and this one is longer
+                // than that: another request.
+                Err(_) => Likeness::Differs,
             };
-            let attempt = match decide(Begin::Found(found.clone()), likeness, Kept::Response) {
-                Decision::InFlight { attempt, .. } => attempt,
+            let turn = match decide(Begin::Found(found.clone()), likeness, Kept::Response) {
+                Decision::InFlight { attempt, .. } => {
+                    // A ready service may hold what others need, such as a place under a limit: it
+                    // must not be held while waiting (`waiters_eat_pool`).
+                    inner = inner.clone();
+                    let may_wait = request.fingerprint.body.is_some();
+                    let waited = self.wait_for(&mut waiting, &id, may_wait, attempt, my_turn);
+                    match Box::pin(waited).await {
+                        WaitEnd::MyTurn(turn) => {
+                            std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+                            Some(turn)
+                        }
+                        WaitEnd::Outcome(found) => match self.answer_finished(&request, found) {
+                            Ok(answer) => return Ok(answer),
+                            // A waiter's body is at hand and an outcome is finished, so it can be
+                            // compared; claim again if that should ever not be so.
+                            Err(_) => None,
+                        },
+                        WaitEnd::Timeout => return Ok(self.in_progress(&id, attempt)),
+                        WaitEnd::StoreFailed => {
+                            let (problem, outcome) =
+                                (store_unavailable(), RequestOutcome::Rejected);
+                            return Ok(self.refuse(&problem, outcome, Some(&id), None));
+                        }
+                    }
+                }
                 Decision::OutcomeUnknown { .. } if may_take_over && !take_over => {
                     take_over = true;
-                    turn = my_turn;
-                    continue;
+                    my_turn
                 }
                 Decision::OutcomeUnknown { .. }
                     if may_take_over && self.adopt_algorithm(&mut request, &found) =>
                 {
-                    turn = my_turn;
-                    continue;
+                    my_turn
                 }
                 Decision::Superseded if !superseded => {
                     superseded = true;
-                    continue;
+                    None
                 }
                 _ => return Ok(self.answer_found(&id, found, likeness, request.trace)),
             };
-            let OnInFlight::Wait { timeout, max_waiters } = self.settings.on_in_flight else {
-                return Ok(self.in_progress(&id, attempt));
-            };
-            // F4: the unread rest of a long body would stall the owner's upload.
-            if request.fingerprint.body.is_none() {
-                return Ok(self.in_progress(&id, attempt));
-            }
-            let waiting = match &mut waiting {
-                Some(waiting) => waiting,
-                None => match self.engine.room().enter(id, max_waiters) {
-                    Some(waiter) => {
-                        waiting.insert(Waiting { waiter, until: Instant::now() + timeout })
-                    }
-                    None => return Ok(self.in_progress(&id, attempt)),
-                },
-            };
-            // A ready service may hold what others need, such as a place under a limit: it must not
-            // be held while waiting (`waiters_eat_pool`).
-            inner = inner.clone();
-            match Box::pin(self.wait(waiting, &id, attempt, my_turn)).await {
-                WaitEnd::MyTurn(mine) => {
-                    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
-                    turn = Some(mine);
-                }
-                WaitEnd::Outcome(found) => {
-                    let likeness = match self.compare(&request, &found) {
-                        Ok(likeness) => likeness,
-                        // A waiter's body is short and at hand.
-                        Err(unread) => {
-                            let Unread { fingerprinter, part } = *unread;
-                            match Box::pin(request.body.matches(fingerprinter.hasher(), &part))
-                                .await
-                            {
-                                Ok(true) => Likeness::Same,
-                                _ => Likeness::Differs,
-                            }
-                        }
-                    };
-                    return Ok(self.answer_found(&id, found, likeness, request.trace));
-                }
-                WaitEnd::Timeout => return Ok(self.in_progress(&id, attempt)),
-                WaitEnd::StoreFailed => {
-                    let problem = store_unavailable();
-                    return Ok(self.refuse(&problem, RequestOutcome::Rejected, Some(&id), None));
-                }
-            }
+            claimed = self.claim_and_run(inner, request, take_over, turn).await;
         }
+    }
+
+    /// Waits for the attempt in flight, if duplicates wait and there is room.
+    async fn wait_for(
+        &self,
+        waiting: &mut Option<Waiting>,
+        id: &OperationId,
+        may_wait: bool,
+        attempt: u32,
+        my_turn: Option<Box<Turn>>,
+    ) -> WaitEnd {
+        let OnInFlight::Wait { timeout, max_waiters } = self.settings.on_in_flight else {
+            return WaitEnd::Timeout;
+        };
+        // F4: the unread rest of a long body would stall the owner's upload.
+        if !may_wait {
+            return WaitEnd::Timeout;
+        }
+        let waiting = match waiting {
+            Some(waiting) => waiting,
+            None => match self.engine.room().enter(*id, max_waiters) {
+                Some(waiter) => waiting.insert(Waiting { waiter, until: Instant::now() + timeout }),
+                None => return WaitEnd::Timeout,
+            },
+        };
+        self.wait(waiting, id, attempt, my_turn).await
+    }
+
+    /// Answers by a finished record, unless the rest of a long body has to be read to compare it.
+    #[expect(clippy::result_large_err, reason = "the error is what was found, which goes on")]
+    fn answer_finished<B, R>(
+        &self,
+        request: &Prepared<B>,
+        found: Found,
+    ) -> Result<Answer<R>, Found> {
+        if !matches!(found, Found::Finished { .. }) {
+            return Err(found);
+        }
+        match self.compare(request, &found) {
+            Ok(likeness) => Ok(self.answer_found(&request.id, found, likeness, request.trace)),
+            Err(_) => Err(found),
+        }
+    }
+
+    /// Answers a long duplicate by a finished record, after as much of it as the record covers has
+    /// been read (F4).
+    async fn answer_long_duplicate<B, R>(
+        &self,
+        request: Box<Prepared<B>>,
+        found: Found,
+    ) -> Answer<R>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let compared = self.compare(&request, &found);
+        let Prepared { body, id, trace, .. } = *request;
+        let likeness = match compared {
+            Ok(likeness) => likeness,
+            Err(unread) => match body.matches(unread.hasher, &unread.part).await {
+                Ok(matches) => likeness_of(matches),
+                Err(_) => {
+                    let (problem, outcome) = (incomplete_body(), RequestOutcome::Rejected);
+                    return self.refuse(&problem, outcome, Some(&id), None);
+                }
+            },
+        };
+        self.answer_found(&id, found, likeness, trace)
     }
 
     /// Waits for the turn, and with it until attempt `seen` may be over.
@@ -249,13 +340,13 @@ impl<S: Store> Guard<S> {
         waiting: &mut Waiting,
         id: &OperationId,
         seen: u32,
-        my_turn: Option<Turn>,
+        my_turn: Option<Box<Turn>>,
     ) -> WaitEnd {
         let until = waiting.until;
         let turn = match my_turn {
             Some(turn) => turn,
             None => match timeout_at(until, waiting.waiter.wait()).await {
-                Ok(Waited::Turn(turn)) => turn,
+                Ok(Waited::Turn(turn)) => Box::new(turn),
                 Ok(Waited::Outcome(found)) => return WaitEnd::Outcome(found),
                 Err(_) => return WaitEnd::Timeout,
             },
@@ -273,69 +364,76 @@ impl<S: Store> Guard<S> {
         }
     }
 
-    async fn prepare<B>(&self, request: Request<B>) -> Result<Ready<B>, Problem>
+    fn prepare<B>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Result<Ready<B>, Box<Problem>>> + Send
     where
-        B: Body<Data = Bytes> + Unpin,
+        B: Body<Data = Bytes> + Unpin + Send,
     {
         let (parts, body) = request.into_parts();
-        let settings = &*self.settings;
-        let now = || self.engine.clock().wall();
-        // Before anything is waited for: a bad key costs nothing.
-        let early_key = match &settings.key_source {
-            KeySource::Header => settings.key.read(&parts.headers, now())?,
-            KeySource::Function(find) => match find(&parts) {
-                Some(text) => Some(settings.key.check(&text, now())?),
-                None => None,
-            },
-            _ => None,
-        };
-        let from_body = matches!(settings.key_source, KeySource::Json(_) | KeySource::Content);
-        if early_key.is_none() && !from_body && settings.require_key {
-            return Err(Problem::missing_key());
-        }
-        // Known before the body is read, where it can be: nobody's body is not worth reading.
-        let early_scope = match early_key {
-            Some(_) => Some(self.scope.find(&parts).await?),
-            None => None,
-        };
-        let body = ReadAhead::read(body, &parts.headers, settings.inline_body)
-            .await
-            .map_err(|_| incomplete_body())?;
-        let fingerprint = self.fingerprint(&settings.fingerprinter, &parts, &body);
-        let key = match &settings.key_source {
-            KeySource::Json(pointer) => {
-                let body = body.whole().ok_or_else(body_too_long_for_key)?;
-                match pointer.key_text(body)? {
-                    Some(text) => Some(settings.key.check(&text, now())?),
-                    None => None,
+        async move {
+            let settings = &*self.settings;
+            let now = || self.engine.clock().wall();
+            // Before anything is waited for: a bad key costs nothing.
+            let early_key = match &settings.key_source {
+                KeySource::Header => {
+                    settings.key.read(&parts.headers, now).map_err(Problem::from)?
                 }
-            }
-            KeySource::Content => {
-                body.whole().ok_or_else(body_too_long_for_key)?;
-                Some(content_key(&fingerprint)?)
-            }
-            _ => early_key,
-        };
-        let Some(key) = key else {
-            return if settings.require_key {
-                Err(Problem::missing_key())
-            } else {
-                Ok(Ready::Unnamed(parts, body))
+                KeySource::Function(find) => match find(&parts) {
+                    Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
+                    None => None,
+                },
+                _ => None,
             };
-        };
-        let scope = match early_scope {
-            Some(scope) => scope,
-            None => self.scope.find(&parts).await?,
-        };
-        let id = OperationId::new(&settings.namespace, &scope, &key);
-        let outer = parts.extensions.get::<Attempt>();
-        if outer.is_some_and(|outer| *outer.operation() == id) {
-            // A layer outside has claimed this very operation for this request.
-            return Ok(Ready::Unnamed(parts, body));
+            let from_body = matches!(settings.key_source, KeySource::Json(_) | KeySource::Content);
+            if early_key.is_none() && !from_body && settings.require_key {
+                return Err(Box::new(Problem::missing_key()));
+            }
+            // Known before the body is read, where it can be: nobody's body is not worth reading.
+            let early_scope = match early_key {
+                Some(_) => Some(self.scope.find(&parts).await?),
+                None => None,
+            };
+            let body = ReadAhead::read(body, &parts.headers, settings.inline_body)
+                .await
+                .map_err(|_| incomplete_body())?;
+            let fingerprint = self.fingerprint(&settings.fingerprinter, &parts, &body);
+            let key = match &settings.key_source {
+                KeySource::Json(pointer) => {
+                    let body = body.whole().ok_or_else(body_too_long_for_key)?;
+                    match pointer.key_text(body).map_err(Problem::from)? {
+                        Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
+                        None => None,
+                    }
+                }
+                KeySource::Content => {
+                    body.whole().ok_or_else(body_too_long_for_key)?;
+                    Some(content_key(&fingerprint)?)
+                }
+                _ => early_key,
+            };
+            let Some(key) = key else {
+                return if settings.require_key {
+                    Err(Box::new(Problem::missing_key()))
+                } else {
+                    Ok(Ready::Unnamed(Box::new((parts, body))))
+                };
+            };
+            let scope = match early_scope {
+                Some(scope) => scope,
+                None => Box::pin(self.scope.find(&parts)).await?,
+            };
+            let id = OperationId::new(&settings.namespace, &scope, &key);
+            let outer = parts.extensions.get::<Attempt>();
+            if outer.is_some_and(|outer| *outer.operation() == id) {
+                // A layer outside has claimed this very operation for this request.
+                return Ok(Ready::Unnamed(Box::new((parts, body))));
+            }
+            let trace = Trace::from_headers(&parts.headers);
+            let prepared = Prepared { parts, body, key, scope, id, fingerprint, trace };
+            Ok(Ready::Guarded(Box::new(prepared)))
         }
-        let trace = Trace::from_headers(&parts.headers);
-        let prepared = Prepared { parts, body, key, scope, id, fingerprint, trace };
-        Ok(Ready::Guarded(Box::new(prepared)))
     }
 
     fn fingerprint<B>(
@@ -356,47 +454,54 @@ impl<S: Store> Guard<S> {
         }
     }
 
-    /// Compares a request with what was found, by the record's own algorithm (F3).
+    /// Compares a request with what was found, by the record's own algorithm (F3). An error if more
+    /// of its body has to be read for that.
     fn compare<B>(&self, request: &Prepared<B>, found: &Found) -> Result<Likeness, Box<Unread>> {
         let Some(record) = fingerprint_of(found) else { return Ok(Likeness::Same) };
-        let Some((fingerprinter, claimed)) = self.fingerprint_like(request, record) else {
+        let Some(claimed) = self.fingerprint_like(request, record) else {
             // Nobody can tell whether it is the same request, so it does not run.
             return Ok(Likeness::Differs);
         };
         match claimed.compare(record) {
             Comparison::Same => Ok(Likeness::Same),
             Comparison::Differs => Ok(Likeness::Differs),
-            Comparison::Unread(part) => Err(Box::new(Unread { fingerprinter, part })),
+            Comparison::Unread(part) => {
+                let Some(known) = self.settings.fingerprinter.for_algorithm(record.algorithm)
+                else {
+                    return Ok(Likeness::Differs);
+                };
+                let hasher = known.hasher();
+                match request.body.whole() {
+                    Some(body) => Ok(likeness_of(body::covers(body, hasher, &part))),
+                    None => Err(Box::new(Unread { hasher, part })),
+                }
+            }
         }
     }
 
-    fn fingerprint_like<B>(
+    /// The fingerprint of a request by a record's algorithm; `None` if that is unknown here.
+    fn fingerprint_like<'a, B>(
         &self,
-        request: &Prepared<B>,
+        request: &'a Prepared<B>,
         record: &Fingerprint,
-    ) -> Option<(Fingerprinter, Fingerprint)> {
-        let fingerprinter = self.settings.fingerprinter.for_algorithm(record.algorithm)?;
-        let claimed = if request.fingerprint.algorithm == record.algorithm {
-            request.fingerprint.clone()
-        } else {
-            self.fingerprint(&fingerprinter, &request.parts, &request.body)
-        };
-        Some((fingerprinter, claimed))
+    ) -> Option<Cow<'a, Fingerprint>> {
+        if request.fingerprint.algorithm == record.algorithm {
+            return Some(Cow::Borrowed(&request.fingerprint));
+        }
+        let known = self.settings.fingerprinter.for_algorithm(record.algorithm)?;
+        Some(Cow::Owned(self.fingerprint(&known, &request.parts, &request.body)))
     }
 
     /// Fingerprints a request by the algorithm of the lapsed record it is about to take over, which
     /// the store compares it with (ST6). `false` if it is that already: the store has refused.
     fn adopt_algorithm<B>(&self, request: &mut Prepared<B>, found: &Found) -> bool {
         let Some(record) = fingerprint_of(found) else { return false };
-        if record.algorithm == request.fingerprint.algorithm {
-            return false;
-        }
         match self.fingerprint_like(request, record) {
-            Some((_, fingerprint)) => {
+            Some(Cow::Owned(fingerprint)) => {
                 request.fingerprint = fingerprint;
                 true
             }
-            None => false,
+            _ => false,
         }
     }
 
@@ -513,7 +618,8 @@ impl<S: Store> Guard<S> {
                 headers.insert(header::TRAILER, names);
             }
         }
-        let mut response = Response::new(ResponseBody::kept(Pieces::from_iter(body), trailers));
+        let mut response =
+            Response::new(ResponseBody::kept(Pieces::from_iter(body), trailers.map(Box::new)));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
@@ -579,7 +685,7 @@ struct Waiting {
 }
 
 enum WaitEnd {
-    MyTurn(Turn),
+    MyTurn(Box<Turn>),
     Outcome(Found),
     Timeout,
     StoreFailed,
@@ -587,8 +693,12 @@ enum WaitEnd {
 
 /// The heads agree; the request's body has to be read to tell more.
 struct Unread {
-    fingerprinter: Fingerprinter,
-    part: retrysafe_core::BodyPart,
+    hasher: BodyHasher,
+    part: BodyPart,
+}
+
+fn likeness_of(matches: bool) -> Likeness {
+    if matches { Likeness::Same } else { Likeness::Differs }
 }
 
 fn fingerprint_of(found: &Found) -> Option<&Fingerprint> {

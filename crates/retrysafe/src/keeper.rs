@@ -39,12 +39,23 @@ struct Queue {
     task: Option<JoinHandle<()>>,
 }
 
+/// A lease to keep.
+pub(crate) struct Granted {
+    pub(crate) lease: Lease,
+    pub(crate) fingerprint: Fingerprint,
+    /// When the claim was first sent: it may have been granted then (R7).
+    pub(crate) sent: Instant,
+    pub(crate) answered: Instant,
+}
+
 /// A lease that is being kept. Dropped, it is no longer renewed.
 pub(crate) struct Hold {
     watched: Arc<Watched>,
     shared: Arc<Shared>,
     /// Whether this lease is due before all others, so that the task had to be told of it.
     woke_keeper: bool,
+    /// Whether the lease was still fresh when the claim was answered.
+    came_in_time: bool,
 }
 
 struct Watched {
@@ -68,16 +79,15 @@ struct Times {
 }
 
 impl Keeper {
-    /// Renews a lease that was claimed at `sent`, until the hold is dropped or `max_execution` is
-    /// over.
+    /// Renews a lease until the hold is dropped or `max_execution` is over.
     pub(crate) fn hold<S: Store>(
         &self,
         engine: &Engine<S>,
-        lease: Lease,
+        granted: Granted,
         settings: Arc<Settings>,
-        fingerprint: Fingerprint,
-        sent: Instant,
     ) -> Hold {
+        let Granted { lease, fingerprint, sent, answered } = granted;
+        let came_in_time = answered - sent < settings.lease;
         let due = sent + settings.lease / 3;
         let mut queue = locked(&self.0.queue);
         let number = queue.next;
@@ -103,7 +113,7 @@ impl Keeper {
         }
         let woke_keeper = self.0.wake_for(&mut queue, due);
         drop(queue);
-        Hold { watched, shared: self.0.clone(), woke_keeper }
+        Hold { watched, shared: self.0.clone(), woke_keeper, came_in_time }
     }
 }
 
@@ -140,13 +150,15 @@ impl Hold {
         &self.watched.fingerprint
     }
 
-    /// Lets the keeper take note of this lease. What a task wakes up runs next on the same thread,
-    /// and no other takes it from there: a handler that then blocks the thread would block the
-    /// keeper with it (E2).
-    pub(crate) async fn noticed(&self) {
+    /// Lets the keeper take note of this lease, and says whether it is still fresh. What a task
+    /// wakes up runs next on the same thread, and no other takes it from there: a handler that then
+    /// blocks the thread would block the keeper with it (E2).
+    pub(crate) async fn noticed(&self) -> bool {
         if self.woke_keeper {
             yield_now().await;
+            return self.is_fresh();
         }
+        self.came_in_time
     }
 
     /// Whether nobody can have taken over yet: the last acknowledged claim or renewal was sent less

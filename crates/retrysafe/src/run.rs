@@ -4,14 +4,17 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Request, Response, response};
+use http::{HeaderValue, Request, Response, request, response};
 use http_body::Body;
+use pin_project_lite::pin_project;
 use retrysafe_core::{
     Acquired, Attempt, Code, Disposition, Ending, Fingerprint, Found, KeptHeaders, Likeness,
     OnUnknownOutcome, OperationId, Outcome, OutcomeOverrule, Overrule, Problem, Reconciled,
@@ -24,7 +27,7 @@ use tracing::{Instrument as _, Span};
 use crate::{
     body::{BoxError, Pieces, RequestBody, ResponseBody, Tap, next_frame},
     engine::{BeginError, Begun},
-    execution::{Ended, Execution},
+    execution::{Completion, End, Ended, Execution},
     guard::{Answer, Guard, Prepared, in_progress, store_unavailable},
     observe::{self, RequestOutcome},
     stream::{self, Broken, LiveSender, Read},
@@ -42,96 +45,164 @@ pub(crate) enum Claimed<I, B, R, E> {
     /// It was granted, and this is the answer.
     Answered(Result<Answer<R>, E>),
     /// It was not, and this is what is true.
-    Found { found: Found, inner: I, request: Box<Prepared<B>>, turn: Option<Turn> },
+    Found { found: Found, inner: I, request: Box<Prepared<B>>, turn: Option<Box<Turn>> },
     /// The store was not asked or did not answer.
     Refused { error: BeginError, inner: I, request: Box<Prepared<B>> },
 }
 
 /// Claims an operation and runs what was granted.
-pub(crate) async fn claim_and_run<S, I, B, R>(
-    guard: Arc<Guard<S>>,
-    inner: I,
-    request: Box<Prepared<B>>,
-    take_over: bool,
-    turn: Option<Turn>,
-) -> Claimed<I, B, R, I::Error>
-where
-    S: Store,
-    I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send> + Send + 'static,
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-    R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-{
-    // E6: before any store call.
-    let Some(permit) = guard.engine.permit() else {
-        return Claimed::Refused { error: BeginError::Overloaded, inner, request };
-    };
-    let (settings, fingerprint) = (&guard.settings, &request.fingerprint);
-    let begun = guard.engine.begin(settings, request.id, fingerprint, take_over, permit).await;
-    match begun {
-        Ok(Begun::Acquired(acquired, mut execution)) => {
-            execution.carry(turn);
-            Claimed::Answered(run(guard, inner, request, acquired, execution).await)
-        }
-        Ok(Begun::Found(found)) => {
-            let turn = match (turn, &found) {
-                (Some(turn), Found::Finished { .. }) => {
-                    turn.publish(found.clone());
-                    None
-                }
-                (turn, _) => turn,
-            };
-            Claimed::Found { found, inner, request, turn }
-        }
-        Err(error) => Claimed::Refused { error, inner, request },
-    }
-}
-
-async fn run<S, I, B, R>(
+///
+/// This future and those in it are carried by every request, so they are kept small: they are not
+/// `async fn`s, which carry what they are given twice; what needs no await is done before them; and
+/// what is taken apart ends with its block.
+pub(crate) fn claim_and_run<S, I, B, R>(
     guard: Arc<Guard<S>>,
     mut inner: I,
     request: Box<Prepared<B>>,
-    acquired: Acquired,
-    mut execution: Execution<S>,
-) -> Result<Answer<R>, I::Error>
+    take_over: bool,
+    turn: Option<Box<Turn>>,
+) -> impl Future<Output = Claimed<I, B, R, I::Error>> + Send
 where
     S: Store,
-    I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send>,
+    I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
+        + Send
+        + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
-    let Prepared { mut parts, body, key, scope, id, trace, .. } = *request;
-    if !execution.start().await {
-        // Nothing has run: dropping the execution frees the key.
-        return Ok(guard.refuse(&store_unavailable(), RequestOutcome::Rejected, Some(&id), None));
-    }
-    let attempt = Attempt::new(id, key, scope, acquired);
-    // F3: the body part is hashed like the head part, which a take-over may have taken from the
-    // record that it found.
-    let fingerprinter = &guard.settings.fingerprinter;
-    let algorithm = execution.fingerprint().algorithm;
-    let (mut body, tap) = body.into_body(|| match fingerprinter.for_algorithm(algorithm) {
-        Some(known) => known.hasher(),
-        None => fingerprinter.hasher(),
-    });
-    let ran = Ran { id, number: acquired.attempt };
-    let mut conclusion = Conclusion { guard, execution, ran, trace, tap };
-    if acquired.previous_vanished {
-        conclusion = match Box::pin(conclusion.reconcile(&attempt, &mut body)).await {
-            Ok(conclusion) => conclusion,
-            Err(answer) => return Ok(*answer),
+    async move {
+        // E6: before any store call.
+        let Some(permit) = guard.engine.permit() else {
+            return Claimed::Refused { error: BeginError::Overloaded, inner, request };
         };
+        let (acquired, mut execution) = {
+            let (settings, wanted) = (&guard.settings, &request.fingerprint);
+            let begun = guard.engine.begin(settings, request.id, wanted, take_over, permit).await;
+            match begun {
+                Ok(Begun::Acquired(acquired, execution)) => (acquired, execution),
+                Ok(Begun::Found(found)) => {
+                    let turn = match (turn, &found) {
+                        (Some(turn), Found::Finished { .. }) => {
+                            turn.publish(found.clone());
+                            None
+                        }
+                        (turn, _) => turn,
+                    };
+                    return Claimed::Found { found, inner, request, turn };
+                }
+                Err(error) => return Claimed::Refused { error, inner, request },
+            }
+        };
+        execution.carry(turn);
+        if !execution.start().await {
+            // Nothing has run: dropping the execution frees the key.
+            let (problem, outcome) = (store_unavailable(), RequestOutcome::Rejected);
+            let answer = guard.refuse(&problem, outcome, Some(&request.id), None);
+            return Claimed::Answered(Ok(answer));
+        }
+        let (conclusion, response) = {
+            let started = Started::new(guard, request, acquired, execution);
+            let (conclusion, ended) = if acquired.previous_vanished {
+                match Box::pin(started.reconcile()).await {
+                    Ok(started) => Box::pin(started.call(&mut inner)).await,
+                    Err(answer) => return Claimed::Answered(Ok(*answer)),
+                }
+            } else {
+                started.call(&mut inner).await
+            };
+            match ended {
+                Ok(Ok(response)) => (conclusion, response),
+                failed => return Claimed::Answered(Box::pin(conclusion.failed(failed)).await),
+            }
+        };
+        Claimed::Answered(Ok(conclusion.conclude(response).await))
     }
-    conclusion.guard.door.strip(&mut parts);
-    conclusion.guard.door.introduce(&mut parts, attempt);
-    let request = Request::from_parts(parts, body);
-    // E5: a panic is caught, whether it happens in the call or in its future.
-    match AssertUnwindSafe(async { inner.call(request).await }).catch_unwind().await {
-        Ok(Ok(response)) => Ok(conclusion.conclude(response).await),
-        Ok(Err(error)) => match conclusion.failed().await {
-            None => Err(error),
-            Some(fenced) => Ok(fenced),
-        },
-        Err(_) => Ok(conclusion.panicked().await),
+}
+
+/// A request that is about to be handled.
+struct Started<S: Store, B> {
+    conclusion: Conclusion<S>,
+    attempt: Attempt,
+    parts: request::Parts,
+    body: RequestBody<B>,
+}
+
+impl<S, B> Started<S, B>
+where
+    S: Store,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    fn new(
+        guard: Arc<Guard<S>>,
+        request: Box<Prepared<B>>,
+        acquired: Acquired,
+        execution: Execution<S>,
+    ) -> Self {
+        let Prepared { parts, body, key, scope, id, trace, .. } = *request;
+        let attempt = Attempt::new(id, key, scope, acquired);
+        // F3: the body part is hashed like the head part, which a take-over may have taken from the
+        // record that it found.
+        let fingerprinter = &guard.settings.fingerprinter;
+        let algorithm = execution.fingerprint().algorithm;
+        let (body, tap) = body.into_body(|| match fingerprinter.for_algorithm(algorithm) {
+            Some(known) => known.hasher(),
+            None => fingerprinter.hasher(),
+        });
+        let ran = Ran { id, number: acquired.attempt };
+        Self { conclusion: Conclusion { guard, execution, ran, trace, tap }, attempt, parts, body }
+    }
+
+    /// D3: an earlier attempt vanished; the user's function looks at the real world first, under
+    /// the lease of this one.
+    async fn reconcile<R>(mut self) -> Result<Box<Self>, Box<Answer<R>>> {
+        let reconciled = self.conclusion.reconcile(&self.attempt, &mut self.body).await;
+        Ok(Box::new(Self { conclusion: reconciled?, ..self }))
+    }
+
+    /// Runs the handler.
+    fn call<I>(self, inner: &mut I) -> Handling<S, I::Future>
+    where
+        I: Service<Request<RequestBody<B>>>,
+    {
+        let Self { conclusion, attempt, mut parts, body } = self;
+        conclusion.guard.door.strip(&mut parts);
+        conclusion.guard.door.introduce(&mut parts, attempt);
+        let request = Request::from_parts(parts, body);
+        let handler = catch_unwind(AssertUnwindSafe(|| inner.call(request)));
+        Handling { conclusion: Some(conclusion), handler: handler.ok() }
+    }
+}
+
+pin_project! {
+    /// The handler at work. E5: a panic is caught, whether it happens in the call or in its future.
+    struct Handling<S: Store, F> {
+        conclusion: Option<Conclusion<S>>,
+        // `None` if the call panicked.
+        #[pin]
+        handler: Option<F>,
+    }
+}
+
+/// The handler panicked.
+struct Panicked;
+
+impl<S: Store, F: Future> Future for Handling<S, F> {
+    type Output = (Conclusion<S>, Result<F::Output, Panicked>);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let ended = match this.handler.as_pin_mut() {
+            Some(handler) => match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
+                Ok(Poll::Pending) => return Poll::Pending,
+                Ok(Poll::Ready(ended)) => Ok(ended),
+                Err(_) => Err(Panicked),
+            },
+            None => Err(Panicked),
+        };
+        match this.conclusion.take() {
+            Some(conclusion) => Poll::Ready((conclusion, ended)),
+            None => unreachable!("a handler ends once"),
+        }
     }
 }
 
@@ -181,7 +252,7 @@ impl<S: Store> Conclusion<S> {
             // Looking may have taken long: nothing has run here, and somebody else may run it now.
             Ok(Reconciled::DidNotHappen) if !self.execution.is_fresh() => {
                 let (guard, ran, _) = self.parts();
-                let _ = self.execution.release().await;
+                let _ = self.execution.end(End::Release).await;
                 Err(Box::new(guard.in_progress(&ran.id, ran.number)))
             }
             Ok(Reconciled::DidNotHappen) => Ok(self),
@@ -190,7 +261,7 @@ impl<S: Store> Conclusion<S> {
             }
             Ok(Reconciled::StillUnknown) | Err(_) => {
                 let (guard, ran, _) = self.parts();
-                let _ = self.execution.give_up().await;
+                let _ = self.execution.end(End::GiveUp).await;
                 Err(Box::new(guard.outcome_unknown(&ran.id, ran.number)))
             }
         }
@@ -206,7 +277,7 @@ impl<S: Store> Conclusion<S> {
         let (guard, ran, trace) = self.parts();
         let (id, number) = (&ran.id, ran.number);
         if self.request_broke_off() {
-            let _ = self.execution.give_up().await;
+            let _ = self.execution.end(End::GiveUp).await;
             return guard.outcome_unknown(id, number);
         }
         let (head, data) = response.into_parts();
@@ -218,7 +289,9 @@ impl<S: Store> Conclusion<S> {
             stream: false,
             retention: None,
         };
-        let ended = self.end(Disposition::Keep, written).await;
+        let end = self.end(Disposition::Keep, &written);
+        let again = || self.guard.payload(&written, self.trace);
+        let ended = self.execution.end_with(end, again).await;
         let status = match ended {
             Ended::Recorded => None,
             Ended::NotRecorded => Some(HeaderValue::from_static(NOT_RECORDED)),
@@ -235,57 +308,69 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// The handler answered.
-    async fn conclude<R>(self, mut response: Response<R>) -> Answer<R>
+    fn conclude<R>(self, mut response: Response<R>) -> impl Future<Output = Answer<R>> + Send
     where
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
         let settings = &self.guard.settings;
         let overrule = self.guard.door.take_overrule(&mut response);
-        // R2: only a replay carries the marker, whatever the inner service sent.
-        response.headers_mut().remove(&settings.replay_marker);
-        response.headers_mut().remove(&IDEMPOTENCY_STATUS);
+        // R2: only a replay carries the marker, whatever the inner service sent. It hardly ever does,
+        // and a look at its few names is faster than two removals.
+        let ours = [&settings.replay_marker, &IDEMPOTENCY_STATUS];
+        if response.headers().keys().any(|name| ours.contains(&name)) {
+            ours.into_iter().for_each(|name| drop(response.headers_mut().remove(name)));
+        }
         let (head, body) = response.into_parts();
-        let max_kept_body = settings.max_kept_body;
-        if is_stream(&head) {
-            return self.stream(head, Pieces::new(), body, overrule);
-        }
-        if overrule.outcome == Some(OutcomeOverrule::OmitBody) {
-            // Boxed, as all that is rare: the task has room for the usual way only.
-            return Box::pin(self.answer_long(head, Pieces::new(), body, overrule)).await;
-        }
-        // The body is the handler's work too: a panic in it is a panic of the handler (E5).
-        let read = stream::read(body, max_kept_body);
-        match AssertUnwindSafe(read).catch_unwind().await {
-            Ok(Read::Whole { data, trailers }) => {
-                let disposition = self.disposition(&head, overrule);
+        async move {
+            if is_stream(&head) {
+                return self.stream(head, Pieces::new(), body, overrule);
+            }
+            if overrule.outcome == Some(OutcomeOverrule::OmitBody) {
+                // Boxed, as all that is rare: there is room for the usual way only.
+                return Box::pin(self.answer_long(head, Pieces::new(), body, overrule)).await;
+            }
+            // The body is the handler's work too: a panic in it is a panic of the handler (E5).
+            let read = stream::read(body, self.guard.settings.max_kept_body);
+            let read = AssertUnwindSafe(read).catch_unwind();
+            let (data, trailers) = match read.await {
+                Ok(Read::Whole { data, trailers }) => (data, trailers),
+                Ok(Read::Long { data, rest }) => {
+                    return match self.disposition(&head, overrule) {
+                        Disposition::Keep => {
+                            Box::pin(self.answer_long(head, data, rest, overrule)).await
+                        }
+                        // What is freed must be over first.
+                        _ => self.stream(head, data, rest, overrule),
+                    };
+                }
+                Ok(Read::BrokeOff) => return self.broke_off(),
+                Err(_) => return Box::pin(self.panicked()).await,
+            };
+            let disposition = self.disposition(&head, overrule);
+            let ended = {
                 let written = Written {
                     head: &head,
                     data: Some(&data),
-                    trailers: trailers.as_ref(),
+                    trailers: trailers.as_deref(),
                     stream: false,
                     retention: overrule.retention,
                 };
-                let (guard, ran, trace) = self.parts();
-                let ended = self.end(disposition, written).await;
-                let body = ResponseBody::kept(data, trailers);
-                guard.respond(ran, trace, disposition, ended, Response::from_parts(head, body))
-            }
-            Ok(Read::Long { data, rest }) => match self.disposition(&head, overrule) {
-                Disposition::Keep => Box::pin(self.answer_long(head, data, rest, overrule)).await,
-                // What is freed must be over first.
-                _ => self.stream(head, data, rest, overrule),
-            },
-            Ok(Read::BrokeOff) => {
-                let (guard, ran, trace) = self.parts();
-                self.execution.abandon();
-                let id = &ran.id;
-                let outcome = RequestOutcome::Executed;
-                guard.decided(outcome, Some(id), Some(ran.number), trace, None);
-                let detail = "The response broke off. A retry with the same key finds out more.";
-                guard.problem(&Problem::new(guard.door.broken_body(), detail))
-            }
-            Err(_) => self.panicked().await,
+                let end = self.end(disposition, &written);
+                let again = || self.guard.payload(&written, self.trace);
+                self.execution.end_with(end, again).await
+            };
+            let response = Response::from_parts(head, ResponseBody::kept(data, trailers));
+            self.guard.respond(self.ran, self.trace, disposition, ended, response)
         }
+    }
+
+    /// The response broke off before any of it was passed on.
+    fn broke_off<R>(self) -> Answer<R> {
+        let (guard, ran, trace) = self.parts();
+        self.execution.abandon();
+        guard.decided(RequestOutcome::Executed, Some(&ran.id), Some(ran.number), trace, None);
+        let detail = "The response broke off. A retry with the same key finds out more.";
+        guard.problem(&Problem::new(guard.door.broken_body(), detail))
     }
 
     /// R4: the record is finished without the body, before the first byte. A later break changes
@@ -304,7 +389,9 @@ impl<S: Store> Conclusion<S> {
         let retention = overrule.retention;
         let written = Written { head: &head, data: None, trailers: None, stream: false, retention };
         let (guard, ran, trace) = self.parts();
-        let ended = self.end(disposition, written).await;
+        let end = self.end(disposition, &written);
+        let again = || self.guard.payload(&written, self.trace);
+        let ended = self.execution.end_with(end, again).await;
         let response = Response::from_parts(head, ResponseBody::resumed(data, rest));
         guard.respond(ran, trace, disposition, ended, response)
     }
@@ -349,7 +436,7 @@ impl<S: Store> Conclusion<S> {
         let Ok(forwarded) = AssertUnwindSafe(forwarded).catch_unwind().await else {
             // E5: the client's response broke off when the panic dropped its sender.
             observe::panicked(id, number);
-            let _ = self.execution.give_up().await;
+            let _ = self.execution.end(End::GiveUp).await;
             guard.decided(RequestOutcome::Executed, Some(id), Some(number), trace, None);
             return;
         };
@@ -370,11 +457,13 @@ impl<S: Store> Conclusion<S> {
         let written = Written {
             head: &head,
             data: streamed.data.as_deref().filter(|_| !omitted),
-            trailers: streamed.trailers.as_ref(),
+            trailers: streamed.trailers.as_deref(),
             stream: true,
             retention: overrule.retention,
         };
-        let ended = self.end(disposition, written).await;
+        let end = self.end(disposition, &written);
+        let again = || self.guard.payload(&written, self.trace);
+        let ended = self.execution.end_with(end, again).await;
         match ended {
             Ended::Recorded | Ended::NotRecorded => {
                 guard.decided(outcome_of(disposition), Some(id), Some(number), trace, None);
@@ -389,24 +478,35 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// The inner service failed: its error is the answer, unless the lease was lost.
-    async fn failed<R>(self) -> Option<Answer<R>> {
+    async fn failed<R, E>(
+        self,
+        ended: Result<Result<Response<R>, E>, Panicked>,
+    ) -> Result<Answer<R>, E>
+    where
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let error = match ended {
+            Ok(Ok(response)) => return Ok(self.conclude(response).await),
+            Ok(Err(error)) => error,
+            Err(Panicked) => return Ok(self.panicked().await),
+        };
         let (guard, ran, trace) = self.parts();
-        let ended = self.execution.give_up().await;
+        let ended = self.execution.end(End::GiveUp).await;
         match ended {
             Ended::Recorded | Ended::NotRecorded => {
                 let outcome = RequestOutcome::Executed;
                 let (id, number) = (&ran.id, ran.number);
                 guard.decided(outcome, Some(id), Some(number), trace, None);
-                None
+                Err(error)
             }
-            ended => Some(guard.fenced(ran, trace, ended)),
+            ended => Ok(guard.fenced(ran, trace, ended)),
         }
     }
 
     async fn panicked<R>(self) -> Answer<R> {
         let (guard, ran, trace) = self.parts();
         observe::panicked(&ran.id, ran.number);
-        let ended = self.execution.give_up().await;
+        let ended = self.execution.end(End::GiveUp).await;
         let detail = "The handler failed. A retry with the same key finds out more.";
         let response = guard.problem(&Problem::new(Code::HandlerFailed, detail));
         guard.respond(ran, trace, Disposition::GiveUp, ended, response)
@@ -444,41 +544,44 @@ impl<S: Store> Conclusion<S> {
         self.tap.as_ref().is_some_and(|tap| tap.part().is_none())
     }
 
-    async fn end(self, disposition: Disposition, written: Written<'_>) -> Ended {
+    /// What the store is told.
+    fn end(&self, disposition: Disposition, written: &Written<'_>) -> End {
         match disposition {
-            Disposition::Keep => {
-                let (fingerprint, payload, retention) = self.kept(&written);
-                self.execution.complete(fingerprint, payload, retention).await
-            }
-            Disposition::Release => self.execution.release().await,
-            Disposition::GiveUp => self.execution.give_up().await,
-            Disposition::Abandon => {
-                self.execution.abandon();
-                Ended::Recorded
-            }
+            Disposition::Keep => End::Complete(self.kept(written)),
+            Disposition::Release => End::Release,
+            Disposition::GiveUp => End::GiveUp,
+            Disposition::Abandon => End::Abandon,
         }
     }
 
-    fn kept(&self, written: &Written<'_>) -> (Fingerprint, Bytes, Duration) {
-        let mut fingerprint = self.execution.fingerprint().clone();
-        if fingerprint.body.is_none() {
-            // F4: exactly the bytes that the handler was given.
-            fingerprint.body = self.tap.as_ref().and_then(|tap| tap.part());
-        }
+    fn kept(&self, written: &Written<'_>) -> Completion {
+        let claimed = self.execution.fingerprint();
+        // F4: exactly the bytes that the handler was given.
+        let part = match &self.tap {
+            Some(tap) if claimed.body.is_none() => tap.part(),
+            _ => None,
+        };
+        let fingerprint = part.map(|part| Fingerprint { body: Some(part), ..claimed.clone() });
         let settings = &self.guard.settings;
         let mut retention = written.retention.unwrap_or(settings.retention);
         if self.ran.number > 1 {
             // An older attempt may still be alive, and must not meet a fence that starts anew.
             retention = retention.max(settings.keep_counters_for());
         }
-        let payload = self.payload(written);
+        let payload = self.guard.payload(written, self.trace);
         observe::kept(payload.len());
-        (fingerprint, payload, retention)
+        Completion { fingerprint: fingerprint.map(Box::new), payload, retention }
     }
 
+    fn parts(&self) -> (Arc<Guard<S>>, Ran, Option<Trace>) {
+        (self.guard.clone(), self.ran, self.trace)
+    }
+}
+
+impl<S: Store> Guard<S> {
     /// What the store can hold of a response: all of it, or without its body, or its status (R4).
-    fn payload(&self, written: &Written<'_>) -> Bytes {
-        let settings = &self.guard.settings;
+    fn payload(&self, written: &Written<'_>, trace: Option<Trace>) -> Bytes {
+        let settings = &self.settings;
         let mut outcome = Outcome {
             status: written.head.status,
             headers: &written.head.headers,
@@ -486,10 +589,10 @@ impl<S: Store> Conclusion<S> {
             trailers: written.trailers,
             stream: written.stream,
             trailers_only: false,
-            recorded: self.guard.engine.clock().wall(),
-            trace: self.trace,
+            recorded: self.engine.clock().wall(),
+            trace,
         };
-        let fits = |payload: &Bytes| payload.len() <= self.guard.engine.about().max_payload;
+        let fits = |payload: &Bytes| payload.len() <= self.engine.about().max_payload;
         let whole = outcome.encode(&settings.kept_headers);
         if fits(&whole) {
             return whole;
@@ -504,12 +607,6 @@ impl<S: Store> Conclusion<S> {
         outcome.encode(&KeptHeaders::default())
     }
 
-    fn parts(&self) -> (Arc<Guard<S>>, Ran, Option<Trace>) {
-        (self.guard.clone(), self.ran, self.trace)
-    }
-}
-
-impl<S: Store> Guard<S> {
     /// Gives the handler's answer, if it is still ours to give.
     fn respond<R>(
         &self,

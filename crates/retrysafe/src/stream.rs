@@ -11,13 +11,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame};
 use retrysafe_core::Store;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    body::{BoxError, Collected, Pieces, next_frame},
+    body::{BoxError, Collected, Pieces, Trailers, next_frame},
     execution::Execution,
 };
 
@@ -99,9 +98,9 @@ impl LiveSender {
     }
 
     /// Ends the response well.
-    pub(crate) fn end(self, trailers: Option<HeaderMap>) {
+    pub(crate) fn end(self, trailers: Trailers) {
         if let Some(trailers) = trailers {
-            self.send(Piece::Frame(Frame::trailers(trailers)));
+            self.send(Piece::Frame(Frame::trailers(*trailers)));
         }
         self.send(Piece::End);
     }
@@ -125,7 +124,7 @@ impl LiveSender {
 /// A response body as far as the execution has read it.
 pub(crate) enum Read<B> {
     /// To its end.
-    Whole { data: Pieces, trailers: Option<HeaderMap> },
+    Whole { data: Pieces, trailers: Trailers },
     /// It is longer than what is kept.
     Long { data: Pieces, rest: B },
     /// It broke off.
@@ -150,7 +149,7 @@ where
                     length += piece.len();
                     data.push(piece);
                 }
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             },
         }
     }
@@ -161,7 +160,7 @@ where
 pub(crate) struct Streamed {
     /// What was copied aside; `None` if it became longer than what is kept.
     pub(crate) data: Option<Pieces>,
-    pub(crate) trailers: Option<HeaderMap>,
+    pub(crate) trailers: Trailers,
 }
 
 /// Why a live response did not end well.
@@ -234,7 +233,7 @@ where
                     client.send(Piece::Frame(Frame::data(piece)));
                 }
                 // Held back until the outcome is written: they are the end of the response.
-                Err(frame) => trailers = frame.into_trailers().ok(),
+                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
             },
         }
     }
