@@ -9,6 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     Outcome,
+    least::Least,
     measure::{Effort, in_turn},
     orders::{self, Orders},
     report::{Number, Row},
@@ -24,10 +25,11 @@ const PEER_FIRST: usize = 3;
 const PEER_REPLAY: usize = 4;
 /// Only the making and dropping of a request, which every variant has in it.
 pub(crate) const NOTHING: usize = 5;
-pub(crate) const ROUTED: usize = 6;
+const LEAST: usize = 6;
+pub(crate) const ROUTED: usize = 7;
 
-const NAMES: [&str; 7] =
-    ["bare", "first", "replay", "peer-first", "peer-replay", "nothing", "routed"];
+const NAMES: [&str; 8] =
+    ["bare", "first", "replay", "peer-first", "peer-replay", "nothing", "least", "routed"];
 
 /// The key of a request, if it has one.
 pub(crate) type Key = Option<String>;
@@ -47,6 +49,7 @@ pub(crate) struct Services {
     /// The layer put on a `Router`.
     routed: Router,
     peer: orders::Peer,
+    least: Least,
     /// Of an operation that is finished in both stores.
     finished: String,
 }
@@ -61,6 +64,7 @@ impl Services {
             ours: orders::guarded(store.clone())?,
             routed: orders::bare().idempotent(orders::layer(store)?),
             peer: orders::with_peer()?,
+            least: Least::new(orders::bare()),
             finished: orders::fresh_key(),
             runtime,
         };
@@ -77,6 +81,7 @@ impl Services {
             BARE => self.runtime.block_on(answer_all(&mut self.bare, keys)),
             FIRST | REPLAY => self.runtime.block_on(answer_all(&mut self.ours, keys)),
             ROUTED => self.runtime.block_on(answer_all(&mut self.routed, keys)),
+            LEAST => self.runtime.block_on(answer_all(&mut self.least, keys)),
             PEER_FIRST | PEER_REPLAY => self.runtime.block_on(answer_all(&mut self.peer, keys)),
             _ => make_all(&keys),
         }
@@ -111,7 +116,7 @@ impl Services {
     }
 
     fn times(&mut self, effort: Effort) -> Outcome<Vec<Row>> {
-        const VARIANTS: usize = 6;
+        const VARIANTS: usize = 7;
         let rounds = in_turn::<VARIANTS>(effort.rounds(300), |variant| {
             let keys = self.keys(variant);
             Ok(self.drive(variant, keys)?.as_secs_f64() * 1e6 / BATCH as f64)
@@ -141,6 +146,7 @@ impl Services {
             ),
             Row::shown("P13", "first: added by us", micros(added(FIRST))),
             Row::shown("P13", "first: added by `idempotent`", micros(added(PEER_FIRST))),
+            Row::shown("P13", "first: added by the least that a layer does", micros(added(LEAST))),
             Row::shown("P13", "replay: us", micros(time(REPLAY))),
             Row::shown("P13", "replay: `idempotent`", micros(time(PEER_REPLAY))),
         ])

@@ -8,6 +8,7 @@ mod counting;
 mod duplicates;
 mod in_process;
 mod instructions;
+mod least;
 mod load;
 mod loopback;
 mod measure;
