@@ -204,7 +204,7 @@ impl<S: Store> Guard<S> {
             let (found, mut inner, mut request, my_turn) = match claimed {
                 Claimed::Answered(answer) => return answer,
                 Claimed::Refused { error, inner, request } => {
-                    return self.without_store(error, inner, request).await;
+                    return Box::pin(self.without_store(error, inner, request)).await;
                 }
                 Claimed::Found { found, inner, request, turn } => (found, inner, request, turn),
             };
@@ -212,7 +212,7 @@ impl<S: Store> Guard<S> {
             let found = match self.answer_finished(&request, found) {
                 Ok(answer) => return Ok(answer),
                 Err(found @ Found::Finished { .. }) => {
-                    return Ok(self.answer_long_duplicate(request, found).await);
+                    return Ok(Box::pin(self.answer_long_duplicate(request, found)).await);
                 }
                 Err(found) => found,
             };
