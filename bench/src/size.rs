@@ -80,6 +80,11 @@ impl Sample {
     }
 }
 
+/// What a finished order is kept as.
+pub(crate) fn payload() -> Outcome<Bytes> {
+    Ok(Sample::take()?.payload())
+}
+
 /// The claim of an order with a key of its own.
 pub(crate) fn claim() -> Claim {
     let headers = HeaderMap::new();

@@ -237,6 +237,10 @@ async fn bad_input_is_one_clear_line() {
     for (listen, store, code, says) in [
         ("127.0.0.1:0", "sqllite:orders.db", 2, "`sqllite:`"),
         ("127.0.0.1:0", "sqlite:/no/such/directory/orders.db", 1, "/no/such/directory"),
+        ("127.0.0.1:0", "redis://127.0.0.1:1", 1, "127.0.0.1:1"),
+        ("127.0.0.1:0", "postgres://u:p@127.0.0.1:1/orders", 1, "127.0.0.1:1"),
+        ("127.0.0.1:0", "mysql://u:p@127.0.0.1:1/orders", 1, "127.0.0.1:1"),
+        ("127.0.0.1:0", "nats://127.0.0.1:1", 1, "127.0.0.1:1"),
         (&busy.1, "memory:", 1, &busy.1),
     ] {
         let output = command(listen, store).output().await.unwrap();

@@ -130,7 +130,7 @@ impl ProxyConfig {
             let settings =
                 overrides.resolve(route.path.as_str(), max_waiters).map_err(|problem| {
                     let file = flags.config.as_deref().unwrap_or("".as_ref()).display();
-                    ConfigError(format!("{file}:{}: {problem}", route.line))
+                    ConfigError(format!("{file}:{}: {problem}", route.lines.of(problem.setting())))
                 })?;
             routes.push(Route { pattern: route.path, methods, settings });
         }
@@ -143,7 +143,9 @@ impl ProxyConfig {
         })?;
         let h2c = process.upstream_h2c.unwrap_or(false);
         Ok(Self {
-            listen: process.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            listen: process
+                .listen
+                .map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)), |listen| listen.0),
             admin: process.admin,
             upstream: UpstreamConfig {
                 h2c,

@@ -66,7 +66,7 @@ pub(crate) async fn run(flags: DemoFlags) -> Result<(), Failure> {
 
     let stop = signals::stop_token()?;
     let guide = guide::Guide::new(&config);
-    proxy::run(config, stop, move |address| guide.print(address)).await
+    proxy::run(config, stop, move |address, store_url| guide.print(address, store_url)).await
 }
 
 /// The start of the names of the demo's own files: next to the store.

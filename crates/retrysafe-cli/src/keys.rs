@@ -6,7 +6,7 @@
 mod answer;
 mod show;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use retrysafe::{
@@ -74,7 +74,7 @@ struct ResolveFlags {
     /// idem_ and 16 hex digits, or 64 hex digits
     id: String,
     /// It did not happen: a retry runs it
-    #[arg(long, conflicts_with = "happened", required_unless_present = "happened")]
+    #[arg(long, conflicts_with = "happened")]
     did_not_happen: bool,
     /// It happened: retries get this answer
     #[arg(long, requires = "status")]
@@ -128,8 +128,16 @@ impl StateName {
 ///
 /// If the store can't be opened or asked, or the record is not there or not in a state for this.
 pub(crate) async fn run(flags: KeysFlags) -> Result<(), Failure> {
-    must_exist(&flags.store)?;
-    let inspect = store::open(&flags.store).await?.inspect;
+    if let KeysCommand::Resolve(flags) = &flags.command
+        && !(flags.did_not_happen || flags.happened)
+    {
+        return Err(ConfigError::new(
+            "say what became of it: --did-not-happen, or --happened --status STATUS with the \
+             answer that retries get",
+        )
+        .into());
+    }
+    let inspect = store::open_existing(&flags.store).await?.inspect;
     let records = Records { inspect: &*inspect, json: flags.json };
     match flags.command {
         KeysCommand::List { state, limit } => records.list(state, limit).await,
@@ -306,21 +314,4 @@ fn at_least_a_second(retention: Duration) -> Result<Duration, ConfigError> {
         return Err(ConfigError::new("--retention: must be a second at least"));
     }
     Ok(retention)
-}
-
-/// A store that is opened is made if need be; looking into one that is not there would find nothing
-/// and leave an empty file.
-fn must_exist(url: &str) -> Result<(), Failure> {
-    if url.starts_with("memory:") {
-        return Err(ConfigError::new(
-            "a memory: store lives inside its own process; give the URL of one that is shared",
-        )
-        .into());
-    }
-    match store::sqlite_path(url) {
-        Some(path) if !Path::new(&path).exists() => {
-            Err(Failure::Run(format!("there is no store at {path}")))
-        }
-        _ => Ok(()),
-    }
 }

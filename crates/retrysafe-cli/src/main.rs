@@ -100,7 +100,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Proxy(flags) => {
             let config = ProxyConfig::resolve(*flags, ProxyFlags::default())?;
             start_log(config.log_format, PROXY_LOG);
-            runtime.block_on(async { proxy::run(config, signals::stop_token()?, |_| ()).await })
+            runtime.block_on(async { proxy::run(config, signals::stop_token()?, |_, _| ()).await })
         }
         Command::Demo(flags) => {
             start_log(LogFormat::Text, PROXY_LOG);
@@ -147,7 +147,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let cause_text = error.to_string();
-        if !text.ends_with(&cause_text) {
+        if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         cause = error.source();

@@ -36,7 +36,8 @@ use crate::{
 /// Where operators connect to if nobody says.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-/// Runs the proxy until `stop`, then drains. `ready` is called once it listens.
+/// Runs the proxy until `stop`, then drains. `ready` is called once it listens, with where and with the
+/// store's URL as it may be shown.
 ///
 /// # Errors
 ///
@@ -44,7 +45,7 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 pub(crate) async fn run(
     config: ProxyConfig,
     stop: CancellationToken,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl FnOnce(SocketAddr, &str),
 ) -> Result<(), Failure> {
     let store = store::open(&config.store_url).await?;
     let tunnels = TaskTracker::new();
@@ -66,7 +67,7 @@ pub(crate) async fn run(
     }
     let address = listener.address();
     say(&format!("listening on http://{address}"));
-    ready(address);
+    ready(address, &store.url);
 
     let answer = move |request| proxy.clone().answer(request);
     let finished = async {

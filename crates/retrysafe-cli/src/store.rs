@@ -1,22 +1,33 @@
 //! Opening the store that a URL names.
 
-use retrysafe_stores::OpenStore;
+use retrysafe_stores::{OpenError, OpenStore};
 
 use crate::{Failure, config::ConfigError};
 
-/// Opens a store; a file that is not there is made.
+/// Opens a store; a file, a table or a stream that is not there is made.
 ///
 /// # Errors
 ///
 /// If the URL can't be used (a failure of the configuration) or the store can't be opened.
 pub(crate) async fn open(url: &str) -> Result<OpenStore, Failure> {
-    retrysafe_stores::open(url).await.map_err(|error| {
-        let message = crate::chain(&error);
-        match error.is_config() {
-            true => ConfigError::new(message).into(),
-            false => Failure::Run(message),
-        }
-    })
+    retrysafe_stores::open(url).await.map_err(failed)
+}
+
+/// Opens a store that is there: looking into one that is not would find nothing, and make it.
+///
+/// # Errors
+///
+/// As [`open`], and if it is not there.
+pub(crate) async fn open_existing(url: &str) -> Result<OpenStore, Failure> {
+    retrysafe_stores::open_existing(url).await.map_err(failed)
+}
+
+fn failed(error: OpenError) -> Failure {
+    let message = crate::chain(&error);
+    match error.is_config() {
+        true => ConfigError::new(message).into(),
+        false => Failure::Run(message),
+    }
 }
 
 /// The file of a `sqlite:` URL.

@@ -35,14 +35,14 @@ fn a_bad_value_names_file_and_line() {
 }
 
 #[test]
-fn e2_a_retention_that_is_too_short_names_the_route() {
+fn e2_a_retention_that_is_too_short_names_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let text =
         "upstream = \"http://127.0.0.1:1\"\n[[route]]\npath = \"/orders\"\nretention = \"1m\"\n";
     let path = file(folder.path(), text);
     let (code, error) = ends(retrysafe().args(["proxy", "--config", &path]));
     assert_eq!(code, 2);
-    assert!(error.starts_with(&format!("error: {path}:2: retention: ")), "{error}");
+    assert!(error.starts_with(&format!("error: {path}:4: retention: ")), "{error}");
 }
 
 #[test]
@@ -58,12 +58,27 @@ fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
         &["proxy", "--upstream", "http://127.0.0.1:1", "--max-in-flight", "0"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--config", "/does/not/exist.toml"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--store", "mongodb://127.0.0.1"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--store", "redis://127.0.0.1,127.0.0.2"],
         &["demo", "--upstream", "http://127.0.0.1:1"],
         &["keys", "list", "--store", "memory:"],
     ] {
         let (code, error) = ends(retrysafe().args(arguments));
         assert_eq!(code, 2, "{arguments:?}: {error}");
         assert!(error.starts_with("error: "), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn what_is_half_said_is_answered_with_the_whole() {
+    let resolve = ["keys", "resolve", "idem_0000000000000000", "--store", "redis://127.0.0.1:1"];
+    for (arguments, says) in [
+        (&["proxy", "--listen", "8081"][..], "127.0.0.1:8081"),
+        (&["proxy", "--listen", ":8081"], "0.0.0.0:8081"),
+        (&resolve, "--happened"),
+    ] {
+        let (code, error) = ends(retrysafe().args(arguments));
+        assert!(code == 2 && error.contains(says), "{arguments:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
     }
 }
 

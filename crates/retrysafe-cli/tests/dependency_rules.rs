@@ -11,12 +11,24 @@ use std::{
 use serde_json::Value;
 
 /// Which crates of the workspace each may depend on, outside of its tests.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("retrysafe-core", &[]),
     ("retrysafe", &["retrysafe-core"]),
     ("retrysafe-axum", &["retrysafe"]),
+    ("retrysafe-nats", &["retrysafe-core"]),
+    ("retrysafe-redis", &["retrysafe-core"]),
     ("retrysafe-sqlite", &["retrysafe-core"]),
-    ("retrysafe-stores", &["retrysafe-core", "retrysafe-sqlite"]),
+    ("retrysafe-sqlx", &["retrysafe-core"]),
+    (
+        "retrysafe-stores",
+        &[
+            "retrysafe-core",
+            "retrysafe-nats",
+            "retrysafe-redis",
+            "retrysafe-sqlite",
+            "retrysafe-sqlx",
+        ],
+    ),
     ("retrysafe-testkit", &["retrysafe-core"]),
     ("retrysafe-cli", &["retrysafe", "retrysafe-core", "retrysafe-stores"]),
 ];
@@ -42,7 +54,8 @@ fn core_does_no_io_and_stores_know_no_http() {
     for package in &packages() {
         let banned: &[&str] = match text(&package["name"]) {
             "retrysafe-core" => &HTTP[1..],
-            "retrysafe-sqlite" | "retrysafe-stores" => &HTTP,
+            "retrysafe-nats" | "retrysafe-redis" | "retrysafe-sqlite" | "retrysafe-sqlx"
+            | "retrysafe-stores" => &HTTP,
             _ => &[],
         };
         for dependency in dependencies(package) {

@@ -39,13 +39,15 @@ use self::moving::Moving;
 /// # To add one, or to take one away
 ///
 /// One new primary among *n* takes over a share of 1/*n* of the keys, one that goes leaves its share
-/// to the others; no other key moves. A key that moves has records in its old place for up to one
-/// retention. So the list is changed in two steps:
+/// to the others; no other key moves. A key that moves has records in its old place for up to a
+/// retention, and a handler can ask for a longer one than the layer's (E4). So the list is changed
+/// in two steps:
 ///
 /// 1. Every process is given the list with the new one as [`joining`](PrimariesBuilder::joining), or
 ///    with the old one as [`leaving`](PrimariesBuilder::leaving). Keys that move are then claimed,
 ///    renewed and completed in the old place *and* in the new, which costs each verb twice.
-/// 2. When the last process has had that list for **one retention**, each is given the final list.
+/// 2. When the last process has had that list for **the longest retention** in use, each is given
+///    the final list.
 ///
 /// In either step, processes with the list of before and with the new one may run side by side, as
 /// they do while they are restarted one by one. Processes of before the first step and of after the

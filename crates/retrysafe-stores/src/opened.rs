@@ -4,7 +4,11 @@ use std::{fmt, sync::Arc};
 
 use retrysafe_core::{Inspect, MemoryStore, SharedStore, Store, store::DynInspect};
 
-use crate::{OpenError, url::StoreUrl};
+use crate::OpenError;
+
+/// What there is, whether it was built in or not.
+const ACCEPTED: &str = "memory:, sqlite:PATH, redis://HOST, redis-cluster://HOST,HOST, \
+                        postgres://HOST/DATABASE, mysql://HOST/DATABASE or nats://HOST,HOST";
 
 /// A store that was opened by its URL.
 #[derive(Clone)]
@@ -14,13 +18,14 @@ pub struct OpenStore {
     pub store: SharedStore,
     /// What operators need. It sees the same records.
     pub inspect: Arc<dyn DynInspect>,
-    /// The URL as it may be shown: without secrets.
+    /// The URL as it may be shown: without user and password.
     pub url: String,
 }
 
 /// Opens a store.
 ///
-/// The forms of URLs are in the [crate's page](crate). A file that does not exist is created.
+/// The forms of URLs are in the [crate's page](crate). What is not there is created: a file, a table,
+/// a stream. A server is looked at before it is trusted with records.
 ///
 /// # Errors
 ///
@@ -29,7 +34,7 @@ pub struct OpenStore {
 ///
 /// # Panics
 ///
-/// `sqlite:` outside of a tokio runtime.
+/// Outside of a tokio runtime, unless the store is `memory:`.
 ///
 /// # Cancel safety
 ///
@@ -38,42 +43,115 @@ pub struct OpenStore {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let error = retrysafe_stores::open("sqllite:orders.db").await.unwrap_err();
+/// let error = retrysafe_stores::open("redsi://cache.internal").await.unwrap_err();
 /// assert!(error.is_config());
-/// assert_eq!(
-///     error.to_string(),
-///     "there is no store of the kind `sqllite:`; use memory: or sqlite:PATH",
-/// );
+/// assert!(error.to_string().starts_with("there is no store of the kind `redsi:`; use memory:, "));
 /// # }
 /// ```
 pub async fn open(url: &str) -> Result<OpenStore, OpenError> {
-    let url = StoreUrl::parse(url)?;
-    let shown = url.to_string();
-    match url {
-        StoreUrl::Memory => Ok(OpenStore::new(MemoryStore::new(), shown)),
-        #[cfg(feature = "sqlite")]
-        StoreUrl::Sqlite { path, normal } => {
-            use retrysafe_sqlite::{SqliteStore, Synchronous};
-            let synchronous = if normal { Synchronous::Normal } else { Synchronous::Full };
-            // Files are opened by blocking calls, which may wait for another process.
-            let opening = tokio::task::spawn_blocking(move || {
-                SqliteStore::builder(path).synchronous(synchronous).open()
-            });
-            match opening.await {
-                Ok(Ok(store)) => Ok(OpenStore::new(store, shown)),
-                Ok(Err(error)) => Err(OpenError::store(error)),
-                Err(stopped) => Err(OpenError::store(stopped)),
-            }
+    open_as(url, Absent::Create).await
+}
+
+/// Opens a store that is there, to look into it: neither a file nor a table is created, whatever
+/// `migrate` says. A stream of NATS is.
+///
+/// # Errors
+///
+/// As [`open`]; and if the store is not there, or is `memory:`, which nobody else can open.
+///
+/// # Panics
+///
+/// Outside of a tokio runtime.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes what was opened.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// assert!(retrysafe_stores::open_existing("memory:").await.unwrap_err().is_config());
+/// # }
+/// ```
+pub async fn open_existing(url: &str) -> Result<OpenStore, OpenError> {
+    open_as(url, Absent::Refuse).await
+}
+
+/// What becomes of a file or a table that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absent {
+    Create,
+    Refuse,
+}
+
+async fn open_as(url: &str, absent: Absent) -> Result<OpenStore, OpenError> {
+    // The text after the scheme is never shown: it may hold a password.
+    let Some((written, rest)) = url.split_once(':') else {
+        return Err(OpenError::url(match file_name(url) {
+            Some(file) => format!("a store's URL begins with its kind: `sqlite:{file}`?"),
+            None => format!("a store's URL begins with its kind: {ACCEPTED}"),
+        }));
+    };
+    let scheme = written.to_ascii_lowercase();
+    match scheme.as_str() {
+        "memory" if !rest.is_empty() && rest != "//" => {
+            Err(OpenError::url("the store `memory:` takes nothing after the colon"))
         }
-        #[cfg(not(feature = "sqlite"))]
-        StoreUrl::Sqlite { .. } => Err(OpenError::url(
-            "the store `sqlite:` is not built in: build with the feature `sqlite`, or use memory:",
+        "memory" if absent == Absent::Create => {
+            Ok(OpenStore::new(MemoryStore::new(), "memory:".to_owned()))
+        }
+        "memory" => Err(OpenError::url(
+            "a memory: store lives inside its own process; give the URL of one that is shared",
         )),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => crate::sqlite::open(rest, absent).await,
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "redis-cluster" | "rediss-cluster" => {
+            crate::redis::open(&scheme, rest).await
+        }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => crate::postgres::open(&scheme, rest, absent).await,
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => crate::mysql::open(&scheme, rest, absent).await,
+        #[cfg(feature = "nats")]
+        "nats" => crate::nats::open(&scheme, rest).await,
+        _ => Err(match feature(&scheme) {
+            Some(feature) => OpenError::not_built_in(&scheme, feature),
+            None => OpenError::url(format!(
+                "there is no store of the kind `{}:`; use {ACCEPTED}",
+                shown(written)
+            )),
+        }),
     }
 }
 
+/// The feature that brings a store.
+fn feature(scheme: &str) -> Option<&'static str> {
+    Some(match scheme {
+        "sqlite" => "sqlite",
+        "redis" | "rediss" | "redis-cluster" | "rediss-cluster" => "redis",
+        "postgres" | "postgresql" => "postgres",
+        "mysql" | "mariadb" => "mysql",
+        "nats" => "nats",
+        _ => return None,
+    })
+}
+
+/// A scheme with a typo is shown; what is no scheme may be anything, a password included.
+fn shown(scheme: &str) -> &str {
+    let is_scheme = scheme.len() <= 16
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    if is_scheme { scheme } else { "..." }
+}
+
+/// What looks like the name of a file, and may be shown.
+fn file_name(text: &str) -> Option<&str> {
+    let is_file = [".db", ".sqlite", ".sqlite3"].iter().any(|ending| text.ends_with(ending));
+    (is_file && !text.contains(['@', '?', '\n'])).then_some(text)
+}
+
 impl OpenStore {
-    fn new(store: impl Store + Inspect + Clone, url: String) -> Self {
+    pub(crate) fn new(store: impl Store + Inspect + Clone, url: String) -> Self {
         Self { store: SharedStore::new(store.clone()), inspect: Arc::new(store), url }
     }
 }

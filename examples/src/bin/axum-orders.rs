@@ -36,7 +36,8 @@ struct Arguments {
     #[arg(long, default_value = "127.0.0.1:3000")]
     listen: SocketAddr,
 
-    /// Where records are kept: `memory:` or `sqlite:PATH`.
+    /// Where records are kept: memory:, sqlite:PATH, redis://HOST, redis-cluster://HOST,HOST,
+    /// postgres://HOST/DATABASE, mysql://HOST/DATABASE or nats://HOST,HOST.
     #[arg(long, default_value = "memory:")]
     store: String,
 }

@@ -23,8 +23,23 @@ pub(crate) struct File {
 pub(crate) struct RouteTable {
     pub(crate) path: Pattern,
     pub(crate) overrides: Overrides,
-    /// The line where it begins.
-    pub(crate) line: usize,
+    /// Where it says what.
+    pub(crate) lines: Lines,
+}
+
+/// The lines of a table.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    table: usize,
+    keys: Vec<(String, usize)>,
+}
+
+impl Lines {
+    /// The line of a key, or the one where the table begins if the key is not in it.
+    pub(crate) fn of(&self, key: &str) -> usize {
+        let found = self.keys.iter().find(|(name, _)| name == key);
+        found.map_or(self.table, |(_, line)| *line)
+    }
 }
 
 #[derive(Deserialize)]
@@ -71,7 +86,8 @@ impl File {
         }
         Ok(Self {
             process: read(process, everything.clone()).map_err(|error| fault(&error))?,
-            default: read(default, everything).map_err(|error| fault(&error))?,
+            default: read(default, everything)
+                .map_err(|error| fault(&error).with_process_keys())?,
             routes: routes.map_or(Ok(Vec::new()), |routes| read_routes(text, routes))?,
         })
     }
@@ -93,7 +109,9 @@ fn read_routes(text: &str, routes: Spanned<DeValue<'_>>) -> Result<Vec<RouteTabl
             return Err(at(&span, "routes are written as [[route]] tables"));
         };
         let (mut head, mut overrides) = (DeTable::new(), DeTable::new());
+        let mut keys = Vec::new();
         for (key, value) in table {
+            keys.push((key.get_ref().to_string(), line_of(text, key.span().start)));
             match key.get_ref().as_ref() {
                 "path" => head.insert(key, value),
                 name if ProcessOverrides::KEYS.contains(&name) => {
@@ -113,7 +131,7 @@ fn read_routes(text: &str, routes: Spanned<DeValue<'_>>) -> Result<Vec<RouteTabl
                 .map_err(|error| Fault::new(text, &error))?
                 .path,
             overrides: read(overrides, span.clone()).map_err(|error| Fault::new(text, &error))?,
-            line: line_of(text, span.start),
+            lines: Lines { table: line_of(text, span.start), keys },
         });
     }
     Ok(read_tables)
@@ -151,6 +169,17 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The top of the file has more keys than the reader of the rest knows.
+    fn with_process_keys(mut self) -> Self {
+        if self.message.starts_with("unknown field") {
+            let keys = ProcessOverrides::KEYS.map(|key| format!("`{key}`")).join(", ");
+            self.message = format!("{}, {keys}, `[[route]]`", self.message);
+        }
+        self
+    }
+}
+
 fn line_of(text: &str, position: usize) -> usize {
     text.as_bytes().iter().take(position).filter(|byte| **byte == b'\n').count() + 1
 }
@@ -170,6 +199,7 @@ mod tests {
         let (line, message) = fault("lease = \"30s\"\nleese = \"30s\"\n");
         assert_eq!(line, 2);
         assert!(message.contains("leese"), "{message}");
+        assert!(message.contains("`lease`") && message.contains("`listen`"), "{message}");
 
         let (line, message) = fault("\n\nretention = \"60\"\n");
         assert_eq!(line, 3);

@@ -1,11 +1,11 @@
 //! The settings of the process: where it listens, what is behind it, where records are kept.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-use super::text::{AdminAddress, Span, Sweep, Upstream};
+use super::text::{AdminAddress, ListenAddress, Span, Sweep, Upstream};
 
 /// What was said of the process in one place.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -13,7 +13,7 @@ use super::text::{AdminAddress, Span, Sweep, Upstream};
 pub(crate) struct ProcessOverrides {
     /// Where clients connect to [default: 127.0.0.1:8080]
     #[arg(long, env = "RETRYSAFE_LISTEN", value_name = "ADDR")]
-    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) listen: Option<ListenAddress>,
     /// Where /livez, /readyz and /metrics are served, or off [default: 127.0.0.1:9090, if it is free]
     #[arg(long, env = "RETRYSAFE_ADMIN", value_name = "ADDR")]
     pub(crate) admin: Option<AdminAddress>,
@@ -29,7 +29,9 @@ pub(crate) struct ProcessOverrides {
     /// How long an unused connection to the service is kept [default: 4s]
     #[arg(long, env = "RETRYSAFE_UPSTREAM_IDLE", value_name = "DURATION")]
     pub(crate) upstream_idle: Option<Span>,
-    /// Where records are kept: memory: or sqlite:PATH [default: sqlite:retrysafe.db]
+    /// Where records are kept: memory:, sqlite:PATH, redis://HOST, redis-cluster://HOST,HOST,
+    /// postgres://HOST/DATABASE, mysql://HOST/DATABASE or nats://HOST,HOST
+    /// [default: sqlite:retrysafe.db]
     #[arg(long, env = "RETRYSAFE_STORE", value_name = "URL", hide_env_values = true)]
     pub(crate) store: Option<String>,
     /// How many executions may be in flight [default: 1024]

@@ -73,6 +73,7 @@ read_as_text!(
     Headers,
     Status,
     AdminAddress,
+    ListenAddress,
     Upstream,
     Sweep,
     ScopeText,
@@ -255,6 +256,24 @@ impl FromStr for AdminAddress {
                 .map(|address| Self(Some(address)))
                 .map_err(|_| BadText::new("expected an address such as 127.0.0.1:9090, or `off`")),
         }
+    }
+}
+
+/// Where clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListenAddress(pub(crate) SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<Self, BadText> {
+        let port = text.trim_start_matches(':');
+        text.parse().map(Self).map_err(|_| match port.parse::<u16>() {
+            Ok(port) => BadText(format!(
+                "an address is needed too: 127.0.0.1:{port} for this machine, 0.0.0.0:{port} for all"
+            )),
+            Err(_) => BadText::new("expected an address such as 127.0.0.1:8080"),
+        })
     }
 }
 

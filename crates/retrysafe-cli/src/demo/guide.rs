@@ -10,7 +10,6 @@ use crate::{config::ProxyConfig, say};
 pub(super) struct Guide {
     /// Keys differ from run to run, because the store remembers those of the last one.
     run: u16,
-    store_url: String,
     lease: Duration,
     waits: bool,
     refuses: bool,
@@ -20,15 +19,14 @@ impl Guide {
     pub(super) fn new(config: &ProxyConfig) -> Self {
         Self {
             run: SystemEntropy.next_u128() as u16,
-            store_url: config.store_url.clone(),
             lease: config.default.layer.lease,
             waits: matches!(config.default.layer.on_in_flight, OnInFlight::Wait { .. }),
             refuses: matches!(config.default.layer.on_unknown_outcome, OnUnknownOutcome::Refuse),
         }
     }
 
-    /// Prints the lines for a demo that listens there.
-    pub(super) fn print(&self, address: SocketAddr) {
+    /// Prints the lines for a demo that listens there and keeps its records in that store.
+    pub(super) fn print(&self, address: SocketAddr, store_url: &str) {
         let url = format!("http://{address}/orders");
         let order = |flags: &str, name: &str, amount: u32| {
             let key = format!("demo-{:04x}-{name}", self.run);
@@ -93,11 +91,8 @@ impl Guide {
             step(
                 "what an operator does about it",
                 &[
-                    &format!("retrysafe keys list --state unknown --store {}", self.store_url),
-                    &format!(
-                        "retrysafe keys resolve ID --did-not-happen --store {}",
-                        self.store_url
-                    ),
+                    &format!("retrysafe keys list --state unknown --store '{store_url}'"),
+                    &format!("retrysafe keys resolve ID --did-not-happen --store '{store_url}'"),
                 ],
             );
         }

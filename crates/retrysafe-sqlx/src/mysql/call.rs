@@ -1,6 +1,10 @@
 //! One call of a verb: its statements, one after the other, within one deadline.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use retrysafe_core::{StoreError, StoreErrorKind};
 use sqlx::{
@@ -29,11 +33,15 @@ pub(super) struct Call<'a> {
     deadline: Instant,
     /// How often a change is sent again that may have had its effect.
     repeats: u32,
+    /// Whether a connection broke under one of its statements. From then on the call as a whole may
+    /// have had its effect, whatever a later statement fails with.
+    broke: AtomicBool,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(connections: &'a Connections, within: Duration) -> Self {
-        Self { connections, deadline: Instant::now() + within, repeats: MOST_BROKEN }
+        let deadline = Instant::now() + within;
+        Self { connections, deadline, repeats: MOST_BROKEN, broke: AtomicBool::new(false) }
     }
 
     /// The same for a change that is not the same change when it is repeated.
@@ -118,6 +126,7 @@ impl<'a> Call<'a> {
                 Fate::Broken if broken < repeats => {
                     lent.broke();
                     broken += 1;
+                    self.broke.store(true, Ordering::Relaxed);
                 }
                 Fate::Broken => {
                     lent.broke();
@@ -125,7 +134,10 @@ impl<'a> Call<'a> {
                 }
             }
         };
-        Err(if broken > 0 { error::after_a_broken_try(failed) } else { failed })
+        Err(match self.broke.load(Ordering::Relaxed) {
+            true => error::after_a_broken_try(failed),
+            false => failed,
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{Table, literal};
 pub(crate) struct Database {
     table: Table,
     rounds: usize,
-    /// However many processors there are: a server takes 151 connections, and a rule up to twenty.
+    /// No more rules at once however many processors there are: each takes up to twenty connections.
     _turn: SemaphorePermit<'static>,
 }
 

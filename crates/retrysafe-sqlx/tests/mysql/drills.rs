@@ -16,11 +16,11 @@ use retrysafe_core::{
 };
 use retrysafe_sqlx::MySqlStore;
 use retrysafe_testkit::servers::{MariadbServer, Wire};
-use sqlx::Connection as _;
+use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
 use tokio::task::JoinSet;
 
 use crate::{
-    LONG, PATIENCE, Table, acquire, claim, lease, numbered, operation, run, until_answered,
+    LONG, PATIENCE, Table, acquire, claim, lease, literal, numbered, operation, run, until_answered,
 };
 
 /// A store on the shared server, behind a wire.
@@ -111,6 +111,58 @@ async fn st4_an_answer_that_is_lost_for_good_is_ambiguous() {
     assert_eq!(acquired.attempt, 1);
     let begun = until_answered(async || wired.store.begin(&claim(owned.id)).await).await;
     assert!(matches!(begun, Begin::Found(Found::InFlight { attempt: 1, .. })), "{begun:?}");
+}
+
+#[tokio::test]
+async fn st4_a_claim_that_may_stand_is_never_said_to_be_unsent() {
+    let table = Table::new().await;
+    let by_hand = table.open().await;
+    let wire = Wire::to(MariadbServer::shared().await.addr()).await;
+    let wired = Table { url: wire.url_for(&table.url), ..table.clone() };
+    let builder = wired.builder().max_connections(1).timeout(Duration::from_secs(3));
+    let store = builder.open().await.unwrap();
+    let (owned, one, other) = (operation(), operation(), operation());
+    let locks = [lock_row(&by_hand, &table, &one).await, lock_row(&by_hand, &table, &other).await];
+    let [lock_of_one, lock_of_other] = locks;
+
+    // The claim is written, and its connection breaks: the next one is somebody else's by then.
+    let begin = |id| {
+        let store = store.clone();
+        tokio::spawn(async move { store.begin(&claim(id)).await })
+    };
+    wire.cut_after_one_with(owned.as_bytes());
+    let begun = begin(owned);
+    let first = begin(one);
+    let waits = format!(
+        "SELECT ID FROM information_schema.PROCESSLIST
+        WHERE INFO LIKE 'INSERT INTO%{}%' AND TIME_MS > 200",
+        table.name
+    );
+    while !first.is_finished() && run(&table.url, &waits).await.is_empty() {}
+    // Then the claim is repeated, and finds a record: whose, it would have to read. But now it is the
+    // others' turn, for longer than the call may take.
+    let others: Vec<_> = (0..6).map(|_| begin(other)).collect();
+    tokio::task::yield_now().await;
+    lock_of_one.close().await.unwrap();
+    if let Err(error) = begun.await.unwrap() {
+        assert!(error.is_ambiguous(), "the claim may stand: {error}");
+    }
+    let found = by_hand.begin(&claim(owned)).await.unwrap();
+    assert!(matches!(found, Begin::Found(Found::InFlight { attempt: 1, .. })), "{found:?}");
+    lock_of_other.close().await.unwrap();
+    for other in others.into_iter().chain([first]) {
+        let _ = other.await.unwrap();
+    }
+}
+
+/// Locks the row of an operation until this connection is closed.
+async fn lock_row(store: &MySqlStore, table: &Table, id: &OperationId) -> MySqlConnection {
+    acquire(store, &claim(*id)).await;
+    let mut connection = MySqlConnection::connect(&table.url).await.unwrap();
+    let (name, id) = (&table.name, literal(id));
+    let lock = format!("BEGIN; SELECT id FROM {name} WHERE id = {id} FOR UPDATE");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut connection).await.unwrap();
+    connection
 }
 
 #[tokio::test]

@@ -78,6 +78,42 @@ pub async fn st8_expired_is_free_before_it_is_swept<F: Fixture>(fixture: &F) {
     }
 }
 
+/// A claim of what has expired, swept or not, holds for the whole of its own lease and retention.
+pub async fn st8_a_claim_of_an_expired_record_is_whole<F: Fixture>(fixture: &F) {
+    let mut expired = Vec::new();
+    for name in ["finished", "lapsed", "given up", "released"] {
+        let case = Case::new(fixture).await;
+        let lease = if name == "lapsed" { fixture.tick() } else { LONG };
+        let brief = Claim { lease, retention: fixture.tick(), ..case.claim() };
+        let owner = case.acquire(&brief).await;
+        let held = match name {
+            "finished" => {
+                let outcome = "x".into();
+                case.store.complete(&owner, &fingerprint(1), outcome, fixture.tick()).await
+            }
+            "given up" => Ok(case.give_up(&owner).await),
+            "released" => case.store.release(&owner, fixture.tick()).await,
+            _ => Ok(Held::Applied),
+        };
+        assert_eq!(held.expect(name), Held::Applied, "{name}");
+        expired.push((name, case));
+    }
+    fixture.pass(fixture.tick() * 2).await;
+    for (name, case) in expired {
+        let (lease, retention) = (fixture.tick() * 3, fixture.tick() * 6);
+        case.acquire(&Claim { lease, retention, ..case.claim() }).await;
+        let entry = case.store.get(&case.id).await.expect("get").expect("it was just claimed");
+        // A tick is longer than it takes to ask.
+        assert_is!(
+            entry.state,
+            State::InFlight { lease_left } if lease_left > lease - fixture.tick(),
+            format!("ST8 {name}: the whole lease")
+        );
+        let left = entry.expires_in;
+        assert!(left > retention - fixture.tick(), "ST8 {name}: the whole retention: {left:?}");
+    }
+}
+
 /// A lease that is longer than the retention keeps its record.
 pub async fn st8_a_live_claim_outlives_its_retention<F: Fixture>(fixture: &F) {
     let case = Case::new(fixture).await;

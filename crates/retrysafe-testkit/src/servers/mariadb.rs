@@ -64,6 +64,7 @@ impl Engine for Mariadb {
             format!("--port={port}"),
             "--bind-address=127.0.0.1".to_owned(),
             "--skip-name-resolve".to_owned(),
+            "--max-connections=1000".to_owned(),
             "--innodb-buffer-pool-size=32M".to_owned(),
             "--innodb-log-file-size=16M".to_owned(),
         ];
