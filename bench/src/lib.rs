@@ -41,7 +41,7 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 16] = [
+const GROUPS: [Group; 20] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["P4"], measure: loopback::measure },
@@ -49,8 +49,12 @@ const GROUPS: [Group; 16] = [
     Group { targets: &["P5"], measure: servers::round_trips },
     Group { targets: &["P6"], measure: servers::redis::claims },
     Group { targets: &["P7"], measure: servers::postgres::against_pgbench },
-    Group { targets: &["STORES"], measure: servers::measure },
-    Group { targets: &["SWEEP"], measure: servers::sweep },
+    Group { targets: &["STORES"], measure: servers::redis::beside_its_driver },
+    Group { targets: &["STORES"], measure: servers::postgres::beside_its_driver },
+    Group { targets: &["STORES"], measure: servers::mysql::beside_its_driver },
+    Group { targets: &["STORES"], measure: servers::nats::beside_its_driver },
+    Group { targets: &["SWEEP"], measure: servers::sweep::postgres },
+    Group { targets: &["SWEEP"], measure: servers::sweep::mariadb },
     Group { targets: &["P13"], measure: servers::redis::against_the_peer },
     Group { targets: &["P8"], measure: sqlite::measure },
     Group { targets: &["P9"], measure: size::measure },

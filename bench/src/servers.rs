@@ -10,14 +10,14 @@ pub(crate) mod nats;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 mod round_trips;
-mod sweep;
+pub(crate) mod sweep;
 
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
 use self::callers::{Side, Work, drive};
-pub(crate) use self::{round_trips::measure as round_trips, sweep::measure as sweep};
+pub(crate) use self::round_trips::measure as round_trips;
 use crate::{
     Outcome,
     measure::{Effort, all_in_turn},
@@ -40,15 +40,6 @@ fn runtime() -> Outcome<Runtime> {
     Ok(Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// Every store's operations, begin to complete, beside those of its driver.
-pub(crate) fn measure(effort: Effort) -> Outcome<Vec<Row>> {
-    let mut rows = redis::beside_its_driver(effort)?;
-    rows.extend(postgres::beside_its_driver(effort)?);
-    rows.extend(mysql::beside_its_driver(effort)?);
-    rows.extend(nats::beside_its_driver(effort)?);
-    Ok(rows)
-}
-
 const STORE: usize = 0;
 const DRIVER: usize = 1;
 
@@ -57,21 +48,21 @@ fn beside<S: Side, D: Side>(
     runtime: &Runtime,
     effort: Effort,
     engine: &str,
+    turns: usize,
     mut store: Vec<S>,
     mut driver: Vec<D>,
 ) -> Outcome<Vec<Row>> {
     const TARGET: &str = "STORES";
-    const TURNS: usize = 20;
 
     let many = store.len();
     let mut in_turn = |callers: usize, turns: usize| {
-        all_in_turn::<_, 2>(effort.rounds(30), |variant| match variant {
+        all_in_turn::<_, 2>(effort.rounds(15), |variant| match variant {
             STORE => runtime.block_on(drive(&mut store, callers, turns, Work::Operation)),
             _ => runtime.block_on(drive(&mut driver, callers, turns, Work::Operation)),
         })
     };
-    let alone = in_turn(1, 2 * TURNS)?;
-    let together = in_turn(many, TURNS)?;
+    let alone = in_turn(1, 2 * turns)?;
+    let together = in_turn(many, turns)?;
 
     let micros = |value| Number::of(value, 0, "µs").to_string();
     let rate = |value| Number::of(value, 0, "/s").to_string();

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{Outcome, measure::Effort, report::Row, size};
 
-pub(super) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
     let payload = size::payload()?;
     let runtime = runtime()?;
     let server = runtime.block_on(MariadbServer::start());
@@ -33,7 +33,7 @@ pub(super) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
         }
         Outcome::Ok((OfStore::callers(&store, &payload, CONNECTIONS), drivers))
     })?;
-    beside(&runtime, effort, "MariaDB", store, drivers)
+    beside(&runtime, effort, "MariaDB", 20, store, drivers)
 }
 
 /// The store's statements, as the server has seen them.

@@ -9,7 +9,7 @@ use retrysafe_testkit::servers::NatsServer;
 use serde::Deserialize;
 
 use super::{
-    CALLERS, RETENTION, beside,
+    CALLERS, PATIENCE, RETENTION, beside,
     callers::{OfStore, Side},
     runtime,
 };
@@ -18,15 +18,17 @@ use crate::{Outcome, measure::Effort, report::Row, size};
 /// What a first claim writes.
 const RECORD: usize = 121;
 
-pub(super) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
     let payload = size::payload()?;
     let runtime = runtime()?;
     let server = runtime.block_on(NatsServer::start());
-    let store = runtime.block_on(NatsStore::open(server.url()))?;
+    let store = runtime.block_on(NatsStore::builder(server.url()).timeout(PATIENCE).open())?;
     let client = runtime.block_on(connect(&server.url()))?;
     let driver = |_| Driver { client: client.clone(), payload: payload.clone() };
     let drivers = (0..CALLERS).map(driver).collect();
-    beside(&runtime, effort, "NATS", OfStore::callers(&store, &payload, CALLERS), drivers)
+    let store = OfStore::callers(&store, &payload, CALLERS);
+    // Each message is flushed by itself, so it takes long enough.
+    beside(&runtime, effort, "NATS", 4, store, drivers)
 }
 
 async fn connect(url: &str) -> Outcome<Client> {
@@ -58,7 +60,7 @@ impl Driver {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
         headers.insert("Nats-TTL", RETENTION.as_secs().to_string());
-        let request = Request::new().headers(headers).payload(message);
+        let request = Request::new().timeout(Some(PATIENCE)).headers(headers).payload(message);
         let (client, subject) = (self.client.clone(), subject.to_owned());
         async move {
             let answer = client.send_request(subject, request).await?;

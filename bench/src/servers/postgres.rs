@@ -108,12 +108,12 @@ fn pgbench(url: &str, script: &Path, turns: usize) -> Outcome<f64> {
     }
 }
 
-pub(super) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
     let payload = size::payload()?;
     let runtime = runtime()?;
     let server = runtime.block_on(PostgresServer::with(&SETTINGS));
     let (store, driver) = runtime.block_on(sides(&server, &payload))?;
-    beside(&runtime, effort, "PostgreSQL", store, driver)
+    beside(&runtime, effort, "PostgreSQL", 20, store, driver)
 }
 
 async fn sides(

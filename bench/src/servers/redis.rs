@@ -154,12 +154,12 @@ fn answer(
     Ok((CALLERS * turns) as f64 / started.elapsed().as_secs_f64())
 }
 
-pub(super) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn beside_its_driver(effort: Effort) -> Outcome<Vec<Row>> {
     let payload = size::payload()?;
     let runtime = runtime()?;
     let server = runtime.block_on(RedisServer::start());
     let (store, driver) = runtime.block_on(sides(&server, &payload))?;
-    beside(&runtime, effort, "Redis", store, driver)
+    beside(&runtime, effort, "Redis", TURNS, store, driver)
 }
 
 async fn sides(

@@ -33,12 +33,6 @@ const LIMIT: usize = 1_000;
 /// How often rates are compared at most.
 const ROUNDS: usize = 100;
 
-pub(crate) fn measure(effort: Effort) -> Outcome<Vec<Row>> {
-    let mut rows = postgres(effort)?;
-    rows.extend(mariadb(effort)?);
-    Ok(rows)
-}
-
 fn expired(effort: Effort) -> usize {
     match effort {
         Effort::Full => 1_000_000,
@@ -46,7 +40,7 @@ fn expired(effort: Effort) -> usize {
     }
 }
 
-fn postgres(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn postgres(effort: Effort) -> Outcome<Vec<Row>> {
     let expired = expired(effort);
     let length = size::payload()?.len();
     let fingerprint = fingerprint();
@@ -71,7 +65,7 @@ fn postgres(effort: Effort) -> Outcome<Vec<Row>> {
     swept(&runtime, "PostgreSQL", &store, expired)
 }
 
-fn mariadb(effort: Effort) -> Outcome<Vec<Row>> {
+pub(crate) fn mariadb(effort: Effort) -> Outcome<Vec<Row>> {
     let expired = expired(effort);
     let length = size::payload()?.len();
     let fingerprint = fingerprint();

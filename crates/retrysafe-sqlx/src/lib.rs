@@ -88,8 +88,8 @@ mod postgres;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::error::{OpenError, OpenErrorKind};
-pub use self::rendezvous::{Host, Primaries, PrimariesBuilder, Role, hosts};
 #[cfg(feature = "mysql")]
 pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
+pub use self::rendezvous::{Host, Primaries, PrimariesBuilder, Role, hosts};

@@ -92,7 +92,6 @@ impl<B> RequestBody<B> {
     /// # Errors
     ///
     /// This body itself, if it has been read ahead.
-    #[expect(clippy::result_large_err, reason = "the error is the body, which goes on as it is")]
     pub fn into_passed(self) -> Result<B, Self> {
         match self.kind {
             RequestKind::Passed { body } => Ok(body),
@@ -429,7 +428,6 @@ impl<B> ResponseBody<B> {
     /// # Errors
     ///
     /// This body itself, if it is anything else.
-    #[expect(clippy::result_large_err, reason = "the error is the body, which goes on as it is")]
     pub fn into_passed(self) -> Result<B, Self> {
         match self.kind {
             ResponseKind::Passed { body } => Ok(body),

@@ -73,6 +73,7 @@ impl<S: Store> Guard<S> {
     }
 
     /// Answers a guarded request. `inner` is ready.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` carries what it is given twice")]
     pub(crate) fn answer<I, B, R>(
         self: Arc<Self>,
         mut inner: I,
@@ -114,6 +115,7 @@ impl<S: Store> Guard<S> {
     }
 
     /// Claims, and answers what can be answered at once: the handler's response or a replay.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` carries what it is given twice")]
     fn settle<I, B, R>(
         self: Arc<Self>,
         inner: I,

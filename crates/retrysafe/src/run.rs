@@ -55,6 +55,7 @@ pub(crate) enum Claimed<I, B, R, E> {
 /// This future and those in it are carried by every request, so they are kept small: they are not
 /// `async fn`s, which carry what they are given twice; what needs no await is done before them; and
 /// what is taken apart ends with its block.
+#[expect(clippy::manual_async_fn, reason = "see above")]
 pub(crate) fn claim_and_run<S, I, B, R>(
     guard: Arc<Guard<S>>,
     mut inner: I,
@@ -132,6 +133,7 @@ where
     S: Store,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
+    #[expect(clippy::boxed_local, reason = "boxed it came, and is taken apart here")]
     fn new(
         guard: Arc<Guard<S>>,
         request: Box<Prepared<B>>,

@@ -31,9 +31,11 @@ impl<S: Store + Inspect> Moving<'_, S> {
     pub(super) async fn begin(&self, claim: &Claim) -> Result<Begin, StoreError> {
         match self.from.begin(claim).await? {
             Begin::Acquired(old) => self.begin_in_new(claim, old).await,
-            Begin::Found(found @ Found::Lapsed { .. }) => self.or_in_new(found, &claim.id).await,
+            Begin::Found(found @ Found::Lapsed { .. }) => {
+                self.or_in_new(found, &claim.id).await.map_err(known_in_old)
+            }
             Begin::Found(Found::Finished { fingerprint, payload }) => {
-                self.copy(claim, fingerprint, payload).await
+                self.copy(claim, fingerprint, payload).await.map_err(known_in_old)
             }
             found @ Begin::Found(Found::InFlight { .. } | Found::Free) => Ok(found),
         }
@@ -252,4 +254,13 @@ fn both(old: Operated, new: Operated) -> Operated {
         (Operated::Applied, _) | (_, Operated::Applied) => Operated::Applied,
         (Operated::NotFound, Operated::NotFound) => Operated::NotFound,
     }
+}
+
+/// Nothing may run unprotected because the new place can't be reached (D4): the operation is known.
+fn known_in_old(error: StoreError) -> StoreError {
+    if error.kind() != StoreErrorKind::Unreachable {
+        return error;
+    }
+    let context = format!("the operation is known in its old place, but {error}");
+    StoreError::with_source(StoreErrorKind::Unavailable, context, error)
 }
