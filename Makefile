@@ -24,9 +24,8 @@ lint:
 	$(call EXAMPLES,clippy) --all-targets --locked -- -D warnings
 	$(CARGO) check --manifest-path fuzz/Cargo.toml --target-dir target --locked
 
-# Most tests wait for a server or a clock: more of them at once than there are processors.
 tests:
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} $(CARGO) test --workspace --all-features --locked
+	$(CARGO) test --workspace --all-features --locked
 
 examples:
 	$(call EXAMPLES,test) --locked

@@ -34,7 +34,7 @@ pub(crate) fn against_pgbench(effort: Effort) -> Outcome<Vec<Row>> {
     const QUEUED: usize = 3;
     const TURNS: usize = 200;
     /// `pgbench` connects anew each time: the server's first plans are to be a small part of it.
-    const PGBENCH_TURNS: usize = 1_500;
+    const PGBENCH_TURNS: usize = 500;
 
     let payload = size::payload()?;
     let runtime = runtime()?;

@@ -10,10 +10,10 @@ async fn inspect_pages_through_thousands_in_order() {
     const RECORDS: u64 = 4_200;
     let store = store().await;
     let mut workers = JoinSet::new();
-    for worker in 0..32 {
+    for worker in 0..8 {
         let store = store.clone();
         workers.spawn(async move {
-            for number in (worker..RECORDS).step_by(32) {
+            for number in (worker..RECORDS).step_by(8) {
                 acquire(&store, &claim(numbered(number))).await;
             }
         });

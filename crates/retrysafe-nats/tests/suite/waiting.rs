@@ -17,7 +17,8 @@ async fn changed_is_told_by_the_server_after_it_has_stored() {
     let store = NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
     let client = raw::connect(&server.url()).await;
     let mut told = client.subscribe(format!("{name}.changed.*.*")).await.unwrap();
-    client.flush().await.unwrap();
+    // An answer on the same connection: the server has heard of the subscription.
+    client.request("$JS.API.INFO", "".into()).await.unwrap();
     let owned = claim(operation());
     let lease = acquire(&store, &owned).await;
     complete(&store, &owned, &lease, "secret").await;
