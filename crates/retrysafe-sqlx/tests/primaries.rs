@@ -112,6 +112,7 @@ mod every_key_moves {
         st7_every_handle_judges_alike
         st7_a_renewal_counts_from_now
         st8_expired_is_free_before_it_is_swept
+        st8_a_claim_of_an_expired_record_is_whole
         st8_a_live_claim_outlives_its_retention
         st8_counters_last_as_long_as_asked
         st8_an_unfinished_record_is_kept_from_its_last_renewal
