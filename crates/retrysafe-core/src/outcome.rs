@@ -38,6 +38,8 @@ pub struct ResponseHead<'a> {
     pub status: StatusCode,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// The trailers, as far as they are known by now: of a body that was read to its end.
+    pub trailers: Option<&'a HeaderMap>,
 }
 
 /// Which responses are kept, by the columns of PROTOCOL 5.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value};
 
-use crate::InvalidKey;
+use crate::{InvalidKey, KeyReason};
 
 /// What went wrong. Clients branch on its [name](Code::as_str).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,6 +166,14 @@ impl Problem {
         )
     }
 
+    /// There are two keys, and they are not the same (G2).
+    pub fn keys_differ() -> Self {
+        Self::from(InvalidKey::new(
+            KeyReason::Duplicate,
+            "The key in the header and the one in the body are not the same.",
+        ))
+    }
+
     /// Says when to try again.
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
@@ -230,7 +238,7 @@ impl ProblemStyle {
         }
     }
 
-    /// The answer.
+    /// The answer. The problem itself is among its extensions, for what does not speak HTTP.
     pub fn render(&self, problem: &Problem) -> Response<Bytes> {
         let status = self.status(problem.code);
         let mut response = match &self.render {
@@ -244,6 +252,7 @@ impl ProblemStyle {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(problem.clone());
         response
     }
 

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderName, Method, Response, request};
 
 use crate::{
-    ConfigError, Fingerprinter, JsonPointer, KeptHeaders, KeyRules, OutcomePolicy, ProblemStyle,
-    headers,
+    ConfigError, Fingerprinter, JsonPointer, KeptHeaders, KeyRules, OutcomePolicy, Problem,
+    ProblemStyle, headers,
 };
 
 /// The settings of one layer, or of one route of the proxy.
@@ -209,9 +209,13 @@ pub enum KeySource {
     /// From the head of the request. See [`KeySource::function`].
     #[doc(hidden)]
     Function(Arc<KeyFinder>),
+    /// From the header, or from a field of the body. See [`KeySource::header_or_field`].
+    #[doc(hidden)]
+    HeaderOrField(Arc<FieldFinder>),
 }
 
 type KeyFinder = dyn Fn(&request::Parts) -> Option<String> + Send + Sync;
+type FieldFinder = dyn Fn(&request::Parts, &Bytes) -> Result<Option<String>, Problem> + Send + Sync;
 
 impl KeySource {
     /// Takes the key from the head of a request.
@@ -219,6 +223,18 @@ impl KeySource {
         find: impl Fn(&request::Parts) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
         Self::Function(Arc::new(find))
+    }
+
+    /// Takes the key from the header, or from a field of a body that ends within
+    /// [`Settings::inline_body`] (AIP-155 calls it `request_id`). One that is in both places and not
+    /// the same is refused (G2).
+    pub fn header_or_field(
+        find: impl Fn(&request::Parts, &Bytes) -> Result<Option<String>, Problem>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self::HeaderOrField(Arc::new(find))
     }
 }
 
@@ -229,6 +245,7 @@ impl fmt::Debug for KeySource {
             Self::Json(pointer) => write!(f, "Json({pointer})"),
             Self::Content => f.write_str("Content"),
             Self::Function(_) => f.write_str("Function(..)"),
+            Self::HeaderOrField(_) => f.write_str("HeaderOrField(..)"),
         }
     }
 }

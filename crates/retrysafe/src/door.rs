@@ -1,5 +1,5 @@
-//! What is different between a service in this process and one behind the proxy: how it is told of
-//! the attempt (E3), and how it overrules the outcome (E4).
+//! What is different between a service in this process, one of gRPC and one behind the proxy: how it
+//! is told of the attempt (E3), how it overrules the outcome (E4), and where its outcome stands.
 
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(crate) enum Door {
     /// In this process: extensions of the request and the response.
     #[default]
     Service,
+    /// In this process, speaking gRPC: the outcome is in the trailers (G4).
+    Grpc,
     /// Behind the proxy: headers.
     Upstream,
 }
@@ -53,7 +55,7 @@ impl Door {
     /// What the inner service says of the outcome, taken out of its response.
     pub(crate) fn take_overrule<R>(self, response: &mut Response<R>) -> Overrule {
         match self {
-            Self::Service => response.extensions_mut().remove().unwrap_or_default(),
+            Self::Service | Self::Grpc => response.extensions_mut().remove().unwrap_or_default(),
             Self::Upstream => {
                 let value = response.headers_mut().remove(&IDEMPOTENCY_OUTCOME);
                 value.map(|value| read_overrule(&value)).unwrap_or_default()
@@ -64,7 +66,7 @@ impl Door {
     /// What is answered when the response's body broke off before any of it was passed on.
     pub(crate) fn broken_body(self) -> Code {
         match self {
-            Self::Service => Code::HandlerFailed,
+            Self::Service | Self::Grpc => Code::HandlerFailed,
             Self::Upstream => Code::UpstreamFailed,
         }
     }

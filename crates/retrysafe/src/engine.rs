@@ -23,6 +23,7 @@ use retrysafe_core::{
     SystemEntropy,
 };
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
     time::{Instant, Sleep, sleep, sleep_until, timeout},
@@ -55,6 +56,7 @@ struct Inner<S> {
     entropy: Arc<dyn Entropy>,
     executions: Option<Arc<Semaphore>>,
     keeper: Keeper,
+    background: Option<Handle>,
     room: Arc<WaitingRoom>,
     tasks: TaskTracker,
     sweep_every: Option<Duration>,
@@ -76,6 +78,7 @@ impl<S: Store> Engine<S> {
             entropy: Arc::new(SystemEntropy),
             max_in_flight: None,
             sweep_every: Some(Duration::from_secs(60)),
+            background: None,
         }
     }
 
@@ -117,22 +120,22 @@ impl<S: Store> Engine<S> {
     }
 
     /// Runs something that no client can stop, and that a drain waits for (E1).
-    pub(crate) fn detach<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    pub(crate) fn detach<F>(&self, task: F, tasks: Tasks)
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        self.0.tasks.spawn(task)
+        tasks.spawn(self.0.tasks.track_future(task));
     }
 
     /// The same for something that is waited for. Nobody can drop a future while it is being
     /// polled, so what is over at once has needed no task; what is not goes on as one. `None` if it
     /// was interrupted: a runtime that is shutting down, or a mistake of ours.
-    pub(crate) fn see_through<F>(&self, work: F) -> SeenThrough<F>
+    pub(crate) fn see_through<F>(&self, work: F, tasks: Tasks) -> SeenThrough<F>
     where
         F: Future<Output: Send + 'static> + Unpin + Send + 'static,
     {
         let work = self.0.tasks.track_future(AssertUnwindSafe(work).catch_unwind());
-        SeenThrough::Here(Some(work))
+        SeenThrough::Here(Some((work, tasks)))
     }
 
     /// The right to run one more handler; `None` when the bound is reached (E6).
@@ -301,13 +304,17 @@ impl<S: Store> Engine<S> {
             return;
         }
         let sweeper = Sweeper(self.downgrade());
-        tokio::spawn(async move {
+        let sweep = async move {
             loop {
                 sleep(every.mul_f64(rand::random_range(0.5..1.5))).await;
                 let Some(engine) = sweeper.0.upgrade() else { return };
                 engine.sweep().await;
             }
-        });
+        };
+        match &self.0.background {
+            Some(runtime) => runtime.spawn(sweep),
+            None => tokio::spawn(sweep),
+        };
     }
 
     async fn sweep(&self) {
@@ -345,10 +352,32 @@ impl<S> Drop for Sweeper<S> {
     }
 }
 
+/// Where the tasks of a front door run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Tasks {
+    /// On any thread of the runtime.
+    #[default]
+    Anywhere,
+    /// On this thread, in its `LocalSet`: what they hold must not leave it.
+    Local,
+}
+
+impl Tasks {
+    fn spawn<F>(self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        match self {
+            Self::Anywhere => tokio::spawn(task),
+            Self::Local => tokio::task::spawn_local(task),
+        }
+    }
+}
+
 /// Work that is seen through.
 pub(crate) enum SeenThrough<F: Future> {
     /// It has not been polled yet.
-    Here(Option<TrackedFuture<CatchUnwind<AssertUnwindSafe<F>>>>),
+    Here(Option<(TrackedFuture<CatchUnwind<AssertUnwindSafe<F>>>, Tasks)>),
     /// It goes on as a task.
     There(JoinHandle<std::thread::Result<F::Output>>),
 }
@@ -361,11 +390,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Self::Here(work) = &mut *self {
-            let Some(mut work) = work.take() else { return Poll::Ready(None) };
+            let Some((mut work, tasks)) = work.take() else { return Poll::Ready(None) };
             if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
                 return Poll::Ready(done.ok());
             }
-            *self = Self::There(tokio::spawn(work));
+            *self = Self::There(tasks.spawn(work));
         }
         match &mut *self {
             Self::There(task) => Pin::new(task).poll(cx).map(|done| done.ok()?.ok()),
@@ -426,6 +455,7 @@ pub struct EngineBuilder<S> {
     entropy: Arc<dyn Entropy>,
     max_in_flight: Option<usize>,
     sweep_every: Option<Duration>,
+    background: Option<Handle>,
 }
 
 impl<S: Store> EngineBuilder<S> {
@@ -440,6 +470,13 @@ impl<S: Store> EngineBuilder<S> {
     /// 60 s by default.
     pub fn sweep_every(mut self, every: Option<Duration>) -> Self {
         self.sweep_every = every;
+        self
+    }
+
+    /// Renews leases and sweeps on a runtime of its own, instead of the one that serves requests.
+    /// For runtimes of one thread: a handler that blocks it would stop the renewals with it (E2).
+    pub fn renew_on(mut self, runtime: Handle) -> Self {
+        self.background = Some(runtime);
         self
     }
 
@@ -479,7 +516,8 @@ impl<S: Store> EngineBuilder<S> {
             executions: self
                 .max_in_flight
                 .map(|bound| Arc::new(Semaphore::new(bound.min(Semaphore::MAX_PERMITS)))),
-            keeper: Keeper::default(),
+            keeper: Keeper::new(self.background.clone()),
+            background: self.background,
             room: Arc::default(),
             tasks: TaskTracker::new(),
             sweep_every: self.sweep_every,

@@ -12,7 +12,7 @@ use retrysafe_core::{
 };
 
 use crate::{
-    engine::{Engine, Pause, Permit, Unrun},
+    engine::{Engine, Pause, Permit, Tasks, Unrun},
     keeper::Hold,
     observe,
     waiting::Turn,
@@ -228,8 +228,7 @@ impl<S: Store> Attempted<S> {
                 Ended::Recorded
             }
             Ok(Held::Lost(found)) => {
-                let lease = self.hold.lease();
-                observe::lease_lost(&lease.id, lease.attempt);
+                self.hold.lost_now();
                 match &found {
                     // E5: the key may have been freed meanwhile, and used for another request.
                     Found::Finished { fingerprint, .. }
@@ -245,7 +244,7 @@ impl<S: Store> Attempted<S> {
                 let fresh = self.hold.is_fresh() && error.kind() != StoreErrorKind::Unreadable;
                 self.turn = None;
                 let engine = self.engine.clone();
-                engine.detach(self.tell_again(end));
+                engine.detach(self.tell_again(end), Tasks::Anywhere);
                 if fresh { Ended::NotRecorded } else { Ended::Stale }
             }
         }

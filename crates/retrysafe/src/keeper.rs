@@ -12,6 +12,7 @@ use std::{
 
 use retrysafe_core::{Fingerprint, Held, Lease, Settings, Store};
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     task::{JoinHandle, yield_now},
     time::{Instant, sleep_until},
@@ -20,8 +21,11 @@ use tokio::{
 use crate::{engine::Engine, observe};
 
 /// The leases of one engine, by when they are due to be renewed.
-#[derive(Default)]
-pub(crate) struct Keeper(Arc<Shared>);
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    /// Where the task runs, if not on the runtime of who asks first.
+    runtime: Option<Handle>,
+}
 
 #[derive(Default)]
 struct Shared {
@@ -69,7 +73,17 @@ struct Watched {
     ending: AtomicBool,
     over: AtomicBool,
     lost: AtomicBool,
-    lost_now: Notify,
+    noticed_lost: Notify,
+}
+
+impl Watched {
+    /// Counted once, whoever finds it: a renewal, the end, or both.
+    fn lost_now(&self) {
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            observe::lease_lost(&self.lease.id, self.lease.attempt);
+            self.noticed_lost.notify_waiters();
+        }
+    }
 }
 
 struct Times {
@@ -79,6 +93,10 @@ struct Times {
 }
 
 impl Keeper {
+    pub(crate) fn new(runtime: Option<Handle>) -> Self {
+        Self { shared: Arc::default(), runtime }
+    }
+
     /// Renews a lease until the hold is dropped or `max_execution` is over.
     pub(crate) fn hold<S: Store>(
         &self,
@@ -89,7 +107,7 @@ impl Keeper {
         let Granted { lease, fingerprint, sent, answered } = granted;
         let came_in_time = answered - sent < settings.lease;
         let due = sent + settings.lease / 3;
-        let mut queue = locked(&self.0.queue);
+        let mut queue = locked(&self.shared.queue);
         let number = queue.next;
         queue.next += 1;
         let watched = Arc::new(Watched {
@@ -102,24 +120,29 @@ impl Keeper {
             ending: AtomicBool::new(false),
             over: AtomicBool::new(false),
             lost: AtomicBool::new(false),
-            lost_now: Notify::new(),
+            noticed_lost: Notify::new(),
         });
         queue.due.insert((due, number), watched.clone());
         // A runtime that ended took its task with it; an engine may outlive it.
         if queue.task.as_ref().is_none_or(JoinHandle::is_finished) {
             let engine = engine.downgrade();
             queue.sleeps_until = None;
-            queue.task = Some(tokio::spawn(run(engine, self.0.clone())));
+            let task = run(engine, self.shared.clone());
+            queue.task = Some(match &self.runtime {
+                Some(runtime) => runtime.spawn(task),
+                None => tokio::spawn(task),
+            });
         }
-        let woke_keeper = self.0.wake_for(&mut queue, due);
+        // Another runtime's thread is not this one's to block.
+        let woke_keeper = self.shared.wake_for(&mut queue, due) && self.runtime.is_none();
         drop(queue);
-        Hold { watched, shared: self.0.clone(), woke_keeper, came_in_time }
+        Hold { watched, shared: self.shared.clone(), woke_keeper, came_in_time }
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        if let Some(task) = locked(&self.0.queue).task.take() {
+        if let Some(task) = locked(&self.shared.queue).task.take() {
             task.abort();
         }
     }
@@ -173,11 +196,16 @@ impl Hold {
         self.watched.ending.store(true, Ordering::Release);
     }
 
+    /// The lease was found to be lost.
+    pub(crate) fn lost_now(&self) {
+        self.watched.lost_now();
+    }
+
     /// Waits until a renewal has found that the lease is lost.
     pub(crate) async fn lost(&self) {
-        let lost_now = self.watched.lost_now.notified();
+        let noticed = self.watched.noticed_lost.notified();
         if !self.watched.lost.load(Ordering::Acquire) {
-            lost_now.await;
+            noticed.await;
         }
     }
 }
@@ -233,9 +261,7 @@ async fn renew<S: Store>(engine: Engine<S>, watched: Arc<Watched>, shared: Arc<S
         }
         Ok(Held::Lost(_)) if watched.ending.load(Ordering::Acquire) => return,
         Ok(Held::Lost(_)) => {
-            observe::lease_lost(&watched.lease.id, watched.lease.attempt);
-            watched.lost.store(true, Ordering::Release);
-            watched.lost_now.notify_waiters();
+            watched.lost_now();
             return;
         }
         Err(_) => Instant::now() + (settings.lease / 10).min(Duration::from_secs(1)),

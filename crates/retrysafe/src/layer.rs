@@ -9,7 +9,11 @@ use retrysafe_core::{
 use tower_layer::Layer;
 
 use crate::{
-    door::Door, engine::Engine, guard::Guard, observe::RequestCounter, scope::ScopeFrom,
+    door::Door,
+    engine::{Engine, Tasks},
+    guard::{Covered, Guard},
+    observe::RequestCounter,
+    scope::ScopeFrom,
     service::IdempotencyService,
 };
 
@@ -74,6 +78,8 @@ impl<S: Store> IdempotencyLayer<S> {
             settings: Settings::default(),
             original_uri: None,
             door: Door::Service,
+            tasks: Tasks::Anywhere,
+            covered: None,
             layer: PhantomData,
         }
     }
@@ -84,16 +90,7 @@ impl<S: Store> IdempotencyLayer<S> {
         if self.guard.original_uri.is_some() {
             return self;
         }
-        let Guard { engine, settings, scope, door, requests, .. } = &*self.guard;
-        let guard = Guard {
-            engine: engine.clone(),
-            settings: settings.clone(),
-            scope: scope.clone(),
-            original_uri: Some(find),
-            door: *door,
-            requests: requests.clone(),
-        };
-        Self { guard: Arc::new(guard) }
+        Self { guard: Arc::new(Guard { original_uri: Some(find), ..Guard::clone(&self.guard) }) }
     }
 
     /// The engine, for [`Engine::drain`] at shutdown.
@@ -137,6 +134,8 @@ pub struct IdempotencyLayerBuilder<S, L = IdempotencyLayer<S>> {
     settings: Settings,
     original_uri: Option<fn(&Parts) -> Option<&Uri>>,
     door: Door,
+    tasks: Tasks,
+    covered: Option<Arc<Covered>>,
     layer: PhantomData<fn() -> L>,
 }
 
@@ -209,10 +208,40 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
         self
     }
 
+    /// For adapters: says that the service is one of gRPC. Its outcome is known when its body has
+    /// been read, because the status is in the trailers (G4); a replay announces no trailers.
+    pub fn grpc(mut self) -> Self {
+        self.door = Door::Grpc;
+        self
+    }
+
+    /// For adapters: says that the service and its bodies must not leave their thread. What goes on
+    /// as a task is spawned with [`tokio::task::spawn_local`], so there must be a `LocalSet`.
+    pub fn local(mut self) -> Self {
+        self.tasks = Tasks::Local;
+        self
+    }
+
+    /// Covers only the requests to some URIs; what is not covered passes through, unboxed.
+    pub fn covering(mut self, covered: impl Fn(&Uri) -> bool + Send + Sync + 'static) -> Self {
+        self.covered = Some(Arc::new(covered));
+        self
+    }
+
     /// For adapters: builds a layer of theirs instead, which is made of this one.
     pub fn adapted<M: From<IdempotencyLayer<S>>>(self) -> IdempotencyLayerBuilder<S, M> {
-        let Self { engine, scope, settings, original_uri, door, .. } = self;
-        IdempotencyLayerBuilder { engine, scope, settings, original_uri, door, layer: PhantomData }
+        let Self { engine, scope, settings, original_uri, door, tasks, covered, .. } = self;
+        let layer = PhantomData;
+        IdempotencyLayerBuilder {
+            engine,
+            scope,
+            settings,
+            original_uri,
+            door,
+            tasks,
+            covered,
+            layer,
+        }
     }
 
     /// The layer.
@@ -233,6 +262,8 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
                 scope: self.scope,
                 original_uri: self.original_uri,
                 door: self.door,
+                tasks: self.tasks,
+                covered: self.covered,
             }),
         }))
     }

@@ -55,8 +55,8 @@
 //!    in flight + wait -> one watch per key and process -> decide again
 //! ```
 //!
-//! To follow it in the code: [`IdempotencyService`] (which requests are guarded), `guard.rs` (from
-//! the key to the decision), `run.rs` (from the handler to the record), [`Engine`] (every call to
+//! To follow it in the code: [`IdempotencyService`] (which requests are guarded), `guard.rs` (key,
+//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the handler to the record), [`Engine`] (every call to
 //! the store), and [`store`] (what a store does).
 //!
 //! # Order of layers
@@ -71,6 +71,7 @@
 //! Stop accepting, then [`Engine::drain`]. What a killed process was running is found again when
 //! its lease is over.
 
+mod answers;
 mod body;
 mod door;
 mod engine;
@@ -83,6 +84,7 @@ mod observe;
 mod run;
 mod scope;
 mod service;
+mod settle;
 mod stream;
 mod waiting;
 

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Request, Response, request, response};
+use http::{HeaderMap, HeaderValue, Request, Response, request, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use retrysafe_core::{
@@ -25,10 +25,12 @@ use tower_service::Service;
 use tracing::{Instrument as _, Span};
 
 use crate::{
+    answers::{in_progress, store_unavailable},
     body::{BoxError, Pieces, RequestBody, ResponseBody, Tap, next_frame},
+    door::Door,
     engine::{BeginError, Begun},
     execution::{Completion, End, Ended, Execution},
-    guard::{Answer, Guard, Prepared, in_progress, store_unavailable},
+    guard::{Answer, Guard, Prepared},
     observe::{self, RequestOutcome},
     stream::{self, Broken, LiveSender, Read},
     waiting::Turn,
@@ -228,7 +230,7 @@ pub(crate) struct Ran {
 struct Written<'a> {
     head: &'a response::Parts,
     data: Option<&'a [Bytes]>,
-    trailers: Option<&'a http::HeaderMap>,
+    trailers: Option<&'a HeaderMap>,
     stream: bool,
     retention: Option<Duration>,
 }
@@ -336,8 +338,12 @@ impl<S: Store> Conclusion<S> {
             let read = AssertUnwindSafe(read).catch_unwind();
             let (data, trailers) = match read.await {
                 Ok(Read::Whole { data, trailers }) => (data, trailers),
+                // G4: nobody knows yet how it ends.
+                Ok(Read::Long { data, rest }) if self.guard.door == Door::Grpc => {
+                    return self.stream(head, data, rest, overrule);
+                }
                 Ok(Read::Long { data, rest }) => {
-                    return match self.disposition(&head, overrule) {
+                    return match self.disposition(&head, None, overrule) {
                         Disposition::Keep => {
                             Box::pin(self.answer_long(head, data, rest, overrule)).await
                         }
@@ -348,7 +354,7 @@ impl<S: Store> Conclusion<S> {
                 Ok(Read::BrokeOff) => return self.broke_off(),
                 Err(_) => return Box::pin(self.panicked()).await,
             };
-            let disposition = self.disposition(&head, overrule);
+            let disposition = self.disposition(&head, trailers.as_deref(), overrule);
             let ended = {
                 let written = Written {
                     head: &head,
@@ -417,7 +423,8 @@ impl<S: Store> Conclusion<S> {
         *response.extensions_mut() = head.extensions.clone();
         let engine = self.guard.engine.clone();
         let span = Span::current();
-        engine.detach(self.forward(head, data, rest, overrule, sender).instrument(span));
+        let tasks = self.guard.tasks;
+        engine.detach(self.forward(head, data, rest, overrule, sender).instrument(span), tasks);
         response
     }
 
@@ -455,7 +462,7 @@ impl<S: Store> Conclusion<S> {
             }
         };
         let omitted = overrule.outcome == Some(OutcomeOverrule::OmitBody);
-        let disposition = self.disposition(&head, overrule);
+        let disposition = self.disposition(&head, streamed.trailers.as_deref(), overrule);
         let written = Written {
             head: &head,
             data: streamed.data.as_deref().filter(|_| !omitted),
@@ -515,7 +522,12 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// How the attempt ends, by what the handler answered and what it said of it (PROTOCOL 5, E4).
-    fn disposition(&self, head: &response::Parts, overrule: Overrule) -> Disposition {
+    fn disposition(
+        &self,
+        head: &response::Parts,
+        trailers: Option<&HeaderMap>,
+        overrule: Overrule,
+    ) -> Disposition {
         let answered = Ending::Answered(head.status);
         let ending = head.extensions.get::<Ending>().copied().unwrap_or(answered);
         if ending == Ending::NeverStarted {
@@ -532,7 +544,7 @@ impl<S: Store> Conclusion<S> {
             (None, Ending::BrokeOff) => Disposition::Abandon,
             (None, Ending::Failed) => Disposition::GiveUp,
             (None, Ending::Answered(_) | Ending::NeverStarted) => {
-                let head = ResponseHead { status: head.status, headers: &head.headers };
+                let head = ResponseHead { status: head.status, headers: &head.headers, trailers };
                 let judge = || self.guard.settings.outcomes.judge(head);
                 catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|_| {
                     tracing::error!("the outcome policy panicked: the outcome is unknown");
@@ -604,7 +616,7 @@ impl<S: Store> Guard<S> {
         if fits(&head) {
             return head;
         }
-        let nothing = http::HeaderMap::new();
+        let nothing = HeaderMap::new();
         outcome.headers = &nothing;
         outcome.encode(&KeptHeaders::default())
     }

@@ -386,3 +386,13 @@ pub(crate) fn assert_outcomes(snapshots: &Snapshotter, expected: &[(&str, u64)])
     let counts: Vec<_> = counts.iter().map(|(name, count)| (name.as_str(), *count)).collect();
     assert_eq!(counts, expected);
 }
+
+/// What a counter without labels has come to.
+pub(crate) fn counted(snapshots: &Snapshotter, name: &str) -> u64 {
+    let all = snapshots.snapshot().into_vec().into_iter();
+    all.filter_map(|(key, _, _, value)| match value {
+        DebugValue::Counter(count) if key.key().name() == name => Some(count),
+        _ => None,
+    })
+    .sum()
+}

@@ -535,6 +535,24 @@ async fn every_request_is_counted_once() {
     assert_outcomes(&snapshots, &[("executed", 1), ("fenced", 1)]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_counted_once() {
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    let _metrics = metrics::set_default_local_recorder(&recorder);
+    let (store, _layer, orders, gate, first) = abandoned_first().await;
+    sleep(31 * SECOND).await;
+    orders.send(order("k", "a")).await.assert_first(201, "order 2");
+    // A renewal finds out, and then the end does.
+    let renewals = store.script().calls(Verb::Renew);
+    store.script().heal();
+    sleep(11 * SECOND).await;
+    assert!(store.script().calls(Verb::Renew) > renewals);
+    gate.open();
+    first.await.unwrap().assert_replay(201, "order 2");
+    assert_eq!(counted(&snapshots, "retrysafe_lost_leases_total"), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_layers_on_one_store_run_once() {
     // As two processes would: nothing shared but the store.
