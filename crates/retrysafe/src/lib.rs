@@ -56,8 +56,8 @@
 //! ```
 //!
 //! To follow it in the code: [`IdempotencyService`] (which requests are guarded), `guard.rs` (key,
-//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the handler to the record), [`Engine`] (every call to
-//! the store), and [`store`] (what a store does).
+//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the
+//! handler to the record), [`Engine`] (every call to the store), and [`store`] (what a store does).
 //!
 //! # Order of layers
 //!
