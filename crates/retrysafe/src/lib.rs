@@ -99,3 +99,8 @@ pub use self::{
     scope::ScopeFrom,
     service::IdempotencyService,
 };
+
+/// The guide's Rust code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/tower.md")]
+struct Guide;
