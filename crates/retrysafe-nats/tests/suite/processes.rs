@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{LONG, acquire, claim, complete, numbered, stream, until};
+use crate::{LONG, acquire, claim, complete, numbered, patient, stream, until};
 
 const ROLE: &str = "RETRYSAFE_NATS_CHILD";
 const URL: &str = "RETRYSAFE_NATS_CHILD_URL";
@@ -77,8 +77,7 @@ fn wait_for_a_line() {
 }
 
 async fn open(url: &str, stream: &str) -> NatsStore {
-    let builder = NatsStore::builder(url).stream(stream).timeout(Duration::from_secs(20));
-    builder.open().await.unwrap()
+    patient(url).stream(stream).open().await.unwrap()
 }
 
 /// What a child process runs. Without a role, which only a parent gives it, there is nothing to do.

@@ -68,7 +68,7 @@ impl Fixture for InRedis {
     }
 
     fn tick(&self) -> Duration {
-        Duration::from_secs(4)
+        Duration::from_secs(8)
     }
 
     fn rounds(&self) -> usize {
