@@ -93,7 +93,9 @@ on!(
 on!(
     postgres,
     // Each connection costs a password's digest, which takes its time where nothing is optimised.
-    async { PostgresServer::shared().await.fresh_database().await + "?max-connections=4&timeout=30s" },
+    async {
+        PostgresServer::shared().await.fresh_database().await + "?max-connections=4&timeout=30s"
+    },
     PostgresServer,
     |url| url
 );

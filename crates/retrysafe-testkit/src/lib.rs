@@ -57,6 +57,11 @@
 //! counts them, so that a test of an engine waits for events and not for time. [`ManualClock`],
 //! [`TokioClock`] and [`SeededEntropy`] are the inputs that everything else takes from the machine.
 //!
+//! # Several processes
+//!
+//! The feature `processes` adds the module `processes`: the rules that need a second process, which
+//! is killed, or told to go on too late. `servers` has it too.
+//!
 //! # A store on a real server
 //!
 //! The feature `servers` adds the module `servers`: private Redis,
@@ -70,6 +75,8 @@ mod faulty;
 mod fixture;
 mod history;
 mod model;
+#[cfg(feature = "processes")]
+pub mod processes;
 #[cfg(feature = "servers")]
 pub mod servers;
 mod small;

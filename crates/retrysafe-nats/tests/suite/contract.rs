@@ -12,15 +12,15 @@ use retrysafe_testkit::Fixture;
 use crate::{patient, raw};
 
 /// A stream of its own.
-struct OfStream {
-    url: String,
-    stream: String,
-    replicas: usize,
-    rounds: usize,
+pub(crate) struct OfStream {
+    pub(crate) url: String,
+    pub(crate) stream: String,
+    pub(crate) replicas: usize,
+    pub(crate) rounds: usize,
 }
 
 impl OfStream {
-    fn new(url: String, replicas: usize, rounds: usize) -> Self {
+    pub(crate) fn new(url: String, replicas: usize, rounds: usize) -> Self {
         Self { url, stream: crate::stream(), replicas, rounds }
     }
 }

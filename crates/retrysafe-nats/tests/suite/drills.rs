@@ -189,10 +189,8 @@ async fn st3_a_leader_that_was_asleep_decides_nothing() {
 
     cluster.nodes[leader].pause();
     let elsewhere = cluster.nodes[(leader + 1) % 3].url();
-    let there = until("another leader", || async {
-        hasty(&elsewhere).replicas(3).open().await.ok()
-    })
-    .await;
+    let there =
+        until("another leader", || async { hasty(&elsewhere).replicas(3).open().await.ok() }).await;
     let second = Claim { take_over: true, ..claim(owned.id) };
     let taken = until("the others take over", || async {
         match answered(there.begin(&second).await)? {

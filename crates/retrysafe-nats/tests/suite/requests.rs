@@ -8,9 +8,7 @@ use retrysafe_nats::NatsStore;
 use retrysafe_testkit::servers::{NatsServer, Wire};
 use tokio::time::Instant;
 
-use crate::{
-    LONG, PATIENCE, acquire, claim, complete, numbered, operation, patient, raw, stream,
-};
+use crate::{LONG, PATIENCE, acquire, claim, complete, numbered, operation, patient, raw, stream};
 
 struct Counted {
     client: Client,

@@ -147,11 +147,10 @@ impl MySqlStoreBuilder {
             Ok((connection, server.max_payload(), server.shows_what_may_be_lost()))
         };
         let patience = self.timeout.max(OPENING);
-        let (connection, fits, confirms) =
-            timeout(patience, open).await.unwrap_or_else(|_| {
-                let problem = format!("it did not answer within {} s", patience.as_secs());
-                Err(OpenError::new(&place, OpenErrorKind::Unreachable, problem))
-            })?;
+        let (connection, fits, confirms) = timeout(patience, open).await.unwrap_or_else(|_| {
+            let problem = format!("it did not answer within {} s", patience.as_secs());
+            Err(OpenError::new(&place, OpenErrorKind::Unreachable, problem))
+        })?;
         let connections = Connections::new(origin, self.max_connections);
         connections.keep(connection);
         Ok(MySqlStore::from_shared(Shared {
