@@ -24,6 +24,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long opening waits for JetStream: a new stream first has to find a leader.
 const OPENING: Duration = Duration::from_secs(10);
 
+/// How long one connection may take, unless a call may take longer.
+const CONNECTING: Duration = Duration::from_secs(5);
+
 /// Between two tries to reconnect: more each time, and never long.
 const RECONNECT: Duration = Duration::from_millis(50);
 const RECONNECT_TRIES: usize = 10;
@@ -112,7 +115,7 @@ impl NatsStoreBuilder {
         self.check().map_err(|error| OpenError::setting(&servers, error))?;
         let client = match self.connection {
             Connection::Client(client) => client,
-            Connection::Url(url) => connect(&url, &servers).await?,
+            Connection::Url(url) => connect(&url, &servers, self.timeout.max(CONNECTING)).await?,
         };
         check_server(&client, &servers)?;
 
@@ -173,7 +176,11 @@ impl Connection {
     }
 }
 
-async fn connect(url: &str, servers: &str) -> Result<Client, OpenError> {
+async fn connect(
+    url: &str,
+    servers: &str,
+    connection_timeout: Duration,
+) -> Result<Client, OpenError> {
     let mut addresses = Vec::new();
     for part in url.split(',') {
         match part.trim().parse::<ServerAddr>() {
@@ -187,6 +194,7 @@ async fn connect(url: &str, servers: &str) -> Result<Client, OpenError> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let mut options = ConnectOptions::new()
         .name("retrysafe")
+        .connection_timeout(connection_timeout)
         .ping_interval(PING_INTERVAL)
         .reconnect_delay_callback(|attempts| match attempts {
             0 | 1 => Duration::ZERO,

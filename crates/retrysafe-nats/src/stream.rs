@@ -18,14 +18,17 @@ impl Subjects {
     }
 
     pub(crate) fn record(&self, id: &OperationId) -> String {
-        let (first, rest) = hex(id);
-        format!("{}.{first}.{rest}", self.stream)
+        let mut subject = String::with_capacity(self.stream.len() + 66);
+        subject.push_str(&self.stream);
+        push_tokens(&mut subject, id);
+        subject
     }
 
     /// Where the server repeats the head of what it has stored.
     pub(crate) fn changed(&self, id: &OperationId) -> String {
-        let (first, rest) = hex(id);
-        format!("{}.changed.{first}.{rest}", self.stream)
+        let mut subject = format!("{}.changed", self.stream);
+        push_tokens(&mut subject, id);
+        subject
     }
 
     pub(crate) fn all(&self) -> String {
@@ -57,10 +60,12 @@ impl Subjects {
     }
 }
 
-fn hex(id: &OperationId) -> (String, String) {
-    let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (first, rest) = id.as_bytes().split_at(1);
-    (digits(first), digits(rest))
+/// Appends `.xx.yyyy...`.
+fn push_tokens(subject: &mut String, id: &OperationId) {
+    subject.push('.');
+    let digits = subject.len();
+    id.push_hex(subject);
+    subject.insert(digits + 2, '.');
 }
 
 fn from_hex(digits: &str, into: &mut [u8]) -> Option<()> {

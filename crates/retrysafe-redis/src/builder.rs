@@ -50,14 +50,15 @@ impl RedisStoreBuilder {
     }
 
     /// How long a connection may take; 750 ms by default. With the response time-out it is below the
-    /// engine's deadline for a store call (D5).
+    /// engine's deadline for a store call (D5). Opening gives it ten seconds at least.
     pub fn connection_timeout(mut self, timeout: Duration) -> Self {
         self.settings.connection_timeout = timeout;
         self
     }
 
     /// How long a request may take; 1 s by default. One that takes longer may have had its effect,
-    /// and is answered with [`Timeout`](retrysafe_core::StoreErrorKind::Timeout).
+    /// and is answered with [`Timeout`](retrysafe_core::StoreErrorKind::Timeout). Opening gives each of
+    /// its requests ten seconds at least.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.settings.response_timeout = timeout;
         self

@@ -124,13 +124,13 @@ impl Connector {
     }
 
     pub(crate) fn response_timeout(&self) -> Duration {
-        self.settings.response_timeout
+        self.settings.answering()
     }
 
     fn config(&self) -> AsyncConnectionConfig {
         AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.settings.connection_timeout))
-            .set_response_timeout(Some(self.settings.response_timeout))
+            .set_connection_timeout(Some(self.settings.connecting()))
+            .set_response_timeout(Some(self.settings.answering()))
             .set_pipeline_buffer_size(QUEUE)
     }
 

@@ -1,17 +1,12 @@
 //! The name of a record's key, which is also the channel on which its changes are told.
 
-use std::fmt::Write as _;
-
 use retrysafe_core::OperationId;
 
 /// `prefix` and 64 hex digits, of which the logs show the first 16.
 pub(crate) fn name(prefix: &str, id: &OperationId) -> String {
     let mut name = String::with_capacity(prefix.len() + 64);
     name.push_str(prefix);
-    for byte in id.as_bytes() {
-        // Writing to a string can't fail.
-        let _ = write!(name, "{byte:02x}");
-    }
+    id.push_hex(&mut name);
     name
 }
 

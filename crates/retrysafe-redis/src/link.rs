@@ -59,7 +59,10 @@ impl Link {
         let connect = || self.connector.connect(self.on_push.clone());
         match attempt.made.get_or_init(connect).await {
             Ok(connection) => {
-                Ok(Borrowed { connection: connection.clone(), attempt: Arc::clone(&attempt) })
+                let mut connection = connection.clone();
+                // It may have been made while the store was opened.
+                connection.driver.set_response_timeout(self.connector.response_timeout());
+                Ok(Borrowed { connection, attempt: Arc::clone(&attempt) })
             }
             Err(error) => {
                 let error = error.clone();

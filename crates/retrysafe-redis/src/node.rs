@@ -1,6 +1,7 @@
 //! One server: how a request is sent to it, and what comes back.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -108,7 +109,7 @@ impl Node {
     pub(crate) async fn send_all(&self, requests: &[Request<'_>]) -> Result<Vec<Value>, Failure> {
         let mut pipeline = redis::pipe();
         for request in requests {
-            pipeline.add_command(request.command(false));
+            pipeline.add_command(request.command(false).into_owned());
         }
         self.over(&self.calls, async |connection| send_pipeline(connection, &pipeline).await).await
     }
@@ -122,7 +123,7 @@ impl Node {
                         return connection.driver.send_packed_command(&command).await;
                     }
                     let mut pipeline = redis::pipe();
-                    pipeline.cmd("ASKING").add_command(command.clone());
+                    pipeline.cmd("ASKING").add_command(command.clone().into_owned());
                     let replies = send_pipeline(connection, &pipeline).await?;
                     replies.into_iter().nth(1).ok_or_else(short)
                 })
@@ -134,7 +135,7 @@ impl Node {
         if how.asking {
             pipeline.cmd("ASKING");
         }
-        pipeline.add_command(command);
+        pipeline.add_command(command.into_owned());
         let within = confirm.within.as_millis().max(1) as u64;
         // On another connection it would wait for nothing.
         pipeline.cmd("WAIT").arg(confirm.replicas).arg(within);
@@ -187,9 +188,9 @@ impl Node {
 
 impl Request<'_> {
     /// The command, by the digest of its script or with the whole text.
-    fn command(&self, whole: bool) -> Cmd {
+    fn command(&self, whole: bool) -> Cow<'_, Cmd> {
         match *self {
-            Self::Command(command) => command.clone(),
+            Self::Command(command) => Cow::Borrowed(command),
             Self::Script { script, key, arguments } => {
                 let mut command = match whole {
                     true => redis::cmd("EVAL"),
@@ -199,7 +200,7 @@ impl Request<'_> {
                 for argument in arguments {
                     command.arg(argument);
                 }
-                command
+                Cow::Owned(command)
             }
         }
     }

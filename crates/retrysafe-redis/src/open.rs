@@ -44,6 +44,7 @@ pub(crate) async fn open(
     let address = target.address();
     let shared = Shared { servers, settings, watches, address };
     try_out(&shared).await?;
+    let _ = shared.settings.opened.set(());
     Ok(RedisStore { shared: Arc::new(shared) })
 }
 

@@ -149,7 +149,7 @@ impl Cluster {
     }
 
     async fn send(&self, slot: u16, request: Request<'_>, how: How) -> Result<Reply, Failure> {
-        let patience = self.settings.connection_timeout + self.settings.response_timeout;
+        let patience = self.settings.connecting() + self.settings.answering();
         let deadline = Instant::now() + patience;
         let mut map = self.map();
         let mut redirected: Option<(Arc<Node>, bool)> = None;

@@ -1,6 +1,6 @@
 //! What every part of a store is told.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use redis::{ConnectionAddr, ConnectionInfo};
 use retrysafe_core::ConfigError;
@@ -25,16 +25,23 @@ pub enum Durability {
     },
 }
 
+/// How long opening waits at least for a connection, and for each answer. It is once in the life of a
+/// service, often on a machine that is starting everything at once, and no request waits for it.
+const OPENING: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 pub(crate) struct Settings {
     /// In front of every key.
     pub(crate) prefix: String,
     pub(crate) durability: Durability,
+    /// As it was set: see [`connecting`](Self::connecting) for what holds now.
     pub(crate) connection_timeout: Duration,
     pub(crate) response_timeout: Duration,
     pub(crate) replica_connections: usize,
     pub(crate) poll_interval: Duration,
     pub(crate) max_payload: usize,
+    /// Set once the store is open.
+    pub(crate) opened: OnceLock<()>,
 }
 
 impl Default for Settings {
@@ -47,6 +54,7 @@ impl Default for Settings {
             replica_connections: 32,
             poll_interval: Duration::from_millis(500),
             max_payload: 16 * 1024 * 1024,
+            opened: OnceLock::new(),
         }
     }
 }
@@ -54,6 +62,23 @@ impl Default for Settings {
 impl Settings {
     /// Redis refuses values of more than 512 MiB.
     const MOST_PAYLOAD: usize = 500 * 1024 * 1024;
+
+    /// How long a connection may take now.
+    pub(crate) fn connecting(&self) -> Duration {
+        self.now(self.connection_timeout)
+    }
+
+    /// How long a request may take now.
+    pub(crate) fn answering(&self) -> Duration {
+        self.now(self.response_timeout)
+    }
+
+    fn now(&self, timeout: Duration) -> Duration {
+        match self.opened.get() {
+            Some(()) => timeout,
+            None => timeout.max(OPENING),
+        }
+    }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let millisecond = Duration::from_millis(1);

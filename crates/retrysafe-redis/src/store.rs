@@ -268,8 +268,8 @@ impl Shared {
 /// Writes the record of a first attempt unless there is one, and gives the one that is there. One
 /// command, because a script that does the same would cost the server much of its throughput (P6).
 pub(crate) fn claim_command(key: &str, first: &Next, claim: &Claim) -> redis::Cmd {
-    let mut command = redis::cmd("SET");
-    command.arg(key).arg(&first.value).arg("NX").arg("GET");
+    let mut command = redis::Cmd::with_capacity(7, key.len() + first.value.len() + 32);
+    command.arg("SET").arg(key).arg(&first.value).arg("NX").arg("GET");
     command.arg("PX").arg(record::kept_for(claim).0);
     command
 }

@@ -133,11 +133,11 @@ struct Layout {
 }
 
 fn layout(connection: &Connection) -> rusqlite::Result<Layout> {
-    let number = |query| connection.query_row(query, [], |row| row.get(0));
-    Ok(Layout {
-        application: number("PRAGMA application_id")?,
-        version: number("PRAGMA user_version")?,
-        tables: number("SELECT count(*) FROM sqlite_schema")?,
+    // One statement sees one moment: another process may be laying the file out.
+    let query = "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+        FROM pragma_application_id, pragma_user_version";
+    connection.query_row(query, [], |row| {
+        Ok(Layout { application: row.get(0)?, version: row.get(1)?, tables: row.get(2)? })
     })
 }
 
@@ -253,5 +253,39 @@ fn warn_of_old_library(version: i32) {
             "the linked SQLite can lose a commit when the write-ahead log is reset while another \
              process writes; link 3.51.3 or later"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who looks while another process lays the file out sees nothing yet, or one of ours. It was
+    /// once seen half laid out, and refused as another program's.
+    #[test]
+    fn a_file_is_laid_out_in_one_moment() {
+        for _ in 0..50 {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("retrysafe.db");
+            create(&path).expect("a file");
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    loop {
+                        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+                        let connection = connection.expect("it can be read");
+                        connection.busy_timeout(Duration::from_secs(60)).expect("a setting");
+                        let found = layout(&connection).expect("a layout");
+                        found.check(&path).expect("nobody else's");
+                        if !found.is_empty() {
+                            return;
+                        }
+                    }
+                });
+                let mut connection =
+                    connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("it can be written");
+                connection.busy_timeout(Duration::from_secs(60)).expect("a setting");
+                lay_out(&path, &mut connection).expect("it is laid out");
+            });
+        }
     }
 }

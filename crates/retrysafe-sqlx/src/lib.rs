@@ -75,6 +75,8 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod error;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod pause;
 mod rendezvous;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod table;

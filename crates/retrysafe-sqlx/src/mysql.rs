@@ -18,7 +18,7 @@ use retrysafe_core::{
     lifecycle::{Record, Step},
 };
 use sqlx::MySqlPool;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 pub use self::builder::MySqlStoreBuilder;
 use self::{
@@ -26,13 +26,10 @@ use self::{
     connections::Connections,
     records::{Change, NOW, Records, SWEEP_BATCH, Shown},
 };
-use crate::{table::TableName, watch::Watches};
+use crate::{pause, table::TableName, watch::Watches};
 
 /// How long an operator's question may take: it may be about millions of records.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long a sweep pauses after each batch, in times of what the batch took.
-const SWEEP_PAUSE: u32 = 2;
 
 /// A store in a table of MySQL 8.0, MariaDB 10.6, or later ones of either, for any number of processes
 /// and machines.
@@ -390,11 +387,13 @@ impl Store for MySqlStore {
             }
             // By what was looked at: another sweep may have removed it.
             left -= expired.len();
-            if left == 0 || !swept.more {
+            if !swept.more {
                 return Ok(swept);
             }
-            // ST12: claims have the server to themselves most of the time.
-            sleep(begun.elapsed() * SWEEP_PAUSE).await;
+            pause::after_batch(begun).await;
+            if left == 0 {
+                return Ok(swept);
+            }
         }
     }
 }

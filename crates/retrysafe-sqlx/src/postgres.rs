@@ -18,7 +18,7 @@ use retrysafe_core::{
     lifecycle::{Record, Step, attempt_of},
 };
 use sqlx::{PgPool, SqlStr, postgres::PgRow};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use self::builder::PostgresStoreBuilder;
 use self::{
@@ -28,7 +28,7 @@ use self::{
     failure::Place,
     record::{NOW, column, interval},
 };
-use crate::{OpenError, table::TableName};
+use crate::{OpenError, pause, table::TableName};
 
 /// How many expired records one statement removes. A claim of one of them waits that long at most
 /// (ST12).
@@ -329,6 +329,7 @@ impl Store for PostgresStore {
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
         let mut removed = 0;
         while removed < limit {
+            let begun = Instant::now();
             let batch = SWEEP_BATCH.min(limit - removed);
             let most = i64::try_from(batch).unwrap_or(i64::MAX);
             let sweep = || statement(&self.shared.statements.sweep).bind(most);
@@ -337,6 +338,7 @@ impl Store for PostgresStore {
             if swept < batch {
                 return Ok(Swept { removed, more: false });
             }
+            pause::after_batch(begun).await;
         }
         let rows = self.shared.long_call().ask(|| statement(&self.shared.statements.left)).await?;
         let more = rows.first().and_then(|row| column(row, "more")).unwrap_or(false);

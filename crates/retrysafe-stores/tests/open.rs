@@ -180,7 +180,7 @@ mod redis {
     async fn a_server_and_a_cluster_are_opened() {
         let server = RedisServer::with(&["--requirepass", "secret"]).await;
         let (url, address) = (server.url(), server.addr());
-        let with = format!("{url}/1?prefix=shop%3A&durability=fast&timeout=900ms");
+        let with = format!("{url}/1?prefix=shop%3A&durability=fast&timeout=30s");
         is_opened(&with, "redis", &format!("redis://{address}/1?{}", after_mark(&with))).await;
         // Another prefix, another store.
         let other = open(&format!("{url}/1?prefix=other:")).await.unwrap();
@@ -231,7 +231,7 @@ mod postgres {
     async fn a_database_is_opened() {
         let server = PostgresServer::shared().await;
         let url = server.fresh_database().await;
-        let with = format!("{url}?table=shop_record&max-connections=4&timeout=2s&sslmode=prefer");
+        let with = format!("{url}?table=shop_record&max-connections=4&timeout=30s&sslmode=prefer");
         is_opened(&with, "postgres", &without_user(&with)).await;
         assert_eq!(open(&url).await.unwrap().inspect.count().await.unwrap().in_flight, 0);
 
@@ -258,6 +258,7 @@ mod postgres {
         let (one, other) = (server.fresh_database().await, server.addr());
         // The same server by two names is enough to see who is asked.
         let list = one.replace(&other.to_string(), &format!("{other},127.0.0.1:1"));
+        let list = format!("{list}?timeout=30s");
         let opened = open(&list).await.unwrap();
         assert_eq!(opened.url, without_user(&list));
         let (mut granted, mut refused) = (0, 0);
@@ -310,7 +311,7 @@ mod mysql {
     async fn a_database_is_opened() {
         let server = MariadbServer::shared().await;
         let url = server.fresh_database().await;
-        let with = format!("{url}?table=shop_record&max-connections=4&timeout=2s");
+        let with = format!("{url}?table=shop_record&max-connections=4&timeout=30s");
         is_opened(&with, "mysql", &without_user(&with)).await;
         let other = url.replace("mysql://", "mariadb://");
         assert_eq!(open(&other).await.unwrap().inspect.count().await.unwrap().in_flight, 0);
@@ -366,7 +367,7 @@ mod nats {
     async fn servers_are_opened() {
         let server = NatsServer::shared().await;
         let url = server.url();
-        let with = format!("{url}?stream={}&max-bytes=64MiB&timeout=2s", fresh("shop"));
+        let with = format!("{url}?stream={}&max-bytes=64MiB&timeout=30s", fresh("shop"));
         is_opened(&with, "nats", &without_user(&with)).await;
 
         is_found_wanting(&url.replace(":retrysafe@", ":secret@"), &["credentials"]).await;
@@ -374,7 +375,7 @@ mod nats {
         is_found_wanting(&format!("{url}?tls=true"), &["corrupt message"]).await;
 
         let cluster = NatsCluster::shared().await.url();
-        let with = format!("{cluster}?stream={}&replicas=3", fresh("shop"));
+        let with = format!("{cluster}?stream={}&replicas=3&timeout=30s", fresh("shop"));
         let shown =
             format!("nats://{}", with.replace("nats://", "").replace("retrysafe:retrysafe@", ""));
         is_opened(&with, "nats", &shown).await;

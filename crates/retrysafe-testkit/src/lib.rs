@@ -60,6 +60,11 @@
 //! The feature `doors` adds the module `doors`: one HTTP case table for every front door, what goes
 //! in, what must come out, and how often the handler ran.
 //!
+//! # Several processes
+//!
+//! The feature `processes` adds the module `processes`: the rules that need a second process, which
+//! is killed, or told to go on too late. `servers` has it too.
+//!
 //! # A store on a real server
 //!
 //! The feature `servers` adds the module `servers`: private Redis,
@@ -75,6 +80,8 @@ mod faulty;
 mod fixture;
 mod history;
 mod model;
+#[cfg(feature = "processes")]
+pub mod processes;
 #[cfg(feature = "servers")]
 pub mod servers;
 mod small;

@@ -98,6 +98,7 @@ caught! {
         st8_counters_last_as_long_as_asked, race_begin_of_a_released_key;
     catches_fence_restarting: FenceRestarts by st5_the_fence_grows,
         random_histories_are_linearizable;
+    catches_lease_from_the_expired: LeaseFromExpired by st8_a_claim_of_an_expired_record_is_whole;
     catches_claim_lost_to_itself: RepeatedBeginLosesClaim by st4_same_owner_reclaims,
         race_begin_of_one_owner, st11_a_dropped_begin_can_be_repeated;
     catches_lease_extended_by_begin: RepeatedBeginExtendsLease by st4_same_owner_reclaims;

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Long enough for a slow machine, so that a test that hangs fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn retrysafe() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retrysafe"));

@@ -3,17 +3,16 @@
 use std::time::Duration;
 
 use retrysafe_core::{Begin, Claim, Found, Held, Inspect as _, Store as _, StoreErrorKind};
-use retrysafe_nats::NatsStore;
 use retrysafe_testkit::servers::{NatsCluster, NatsServer};
 
-use crate::{LONG, acquire, claim, complete, operation, raw, stream};
+use crate::{LONG, acquire, claim, complete, operation, patient, raw, stream};
 
 const ROOM: u64 = 1024 * 1024;
 
 async fn nearly_full(url: String, replicas: usize) {
     let name = stream();
-    let builder = NatsStore::builder(&url).stream(&name).replicas(replicas).max_bytes(ROOM);
-    let store = builder.timeout(Duration::from_secs(20)).open().await.unwrap();
+    let builder = patient(&url).stream(&name).replicas(replicas).max_bytes(ROOM);
+    let store = builder.open().await.unwrap();
     let client = raw::connect(&url).await;
 
     let kept = claim(operation());

@@ -19,10 +19,18 @@ use retrysafe_core::{
     Acquired, Algorithm, Begin, Claim, Entropy as _, Fingerprint, Held, Lease, OperationId, Owner,
     Store, SystemEntropy,
 };
-use retrysafe_nats::NatsStore;
+use retrysafe_nats::{NatsStore, NatsStoreBuilder};
 use retrysafe_testkit::servers::NatsServer;
 
 const LONG: Duration = Duration::from_secs(60 * 60);
+
+/// Longer than a machine that is busy with other things stands still.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is not about time-outs must not fail by one.
+fn patient(url: impl Into<String>) -> NatsStoreBuilder {
+    NatsStore::builder(url).timeout(PATIENCE)
+}
 
 fn claim(id: OperationId) -> Claim {
     Claim {
@@ -72,7 +80,7 @@ fn stream() -> String {
 /// A handle on a stream of its own, on the server that the tests share.
 async fn store() -> NatsStore {
     let server = NatsServer::shared().await;
-    NatsStore::builder(server.url()).stream(stream()).open().await.unwrap()
+    patient(server.url()).stream(stream()).open().await.unwrap()
 }
 
 /// Asks until there is an answer: a server that starts again takes its time.
@@ -85,8 +93,8 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(60), answer).await {
+    match tokio::time::timeout(PATIENCE, answer).await {
         Ok(answer) => answer,
-        Err(_) => panic!("in a minute this should have come to pass: {what}"),
+        Err(_) => panic!("in {PATIENCE:?} this should have come to pass: {what}"),
     }
 }

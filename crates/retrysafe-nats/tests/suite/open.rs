@@ -11,7 +11,7 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::{LONG, acquire, claim, operation, raw, stream};
+use crate::{LONG, acquire, claim, operation, patient, raw, stream};
 
 async fn refused(builder: retrysafe_nats::NatsStoreBuilder) -> OpenError {
     let error = builder.open().await.expect_err("this must be refused");
@@ -29,7 +29,7 @@ fn assert_says(error: &OpenError, kind: OpenErrorKind, what: &str) {
 #[tokio::test]
 async fn a_wrong_password_is_denied() {
     let url = NatsServer::shared().await.url().replace("retrysafe:retrysafe", "retrysafe:secret");
-    assert_says(&refused(NatsStore::builder(&url)).await, OpenErrorKind::Denied, "password");
+    assert_says(&refused(patient(&url)).await, OpenErrorKind::Denied, "password");
     let debug = format!("{:?}", NatsStore::builder(&url));
     assert!(!debug.contains("secret"), "S3: {debug}");
 }
@@ -39,7 +39,7 @@ async fn a_server_that_is_not_there_is_unreachable() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("nats://user:secret@{}", nobody.local_addr().unwrap());
     drop(nobody);
-    let error = refused(NatsStore::builder(&url)).await;
+    let error = refused(patient(&url)).await;
     assert_says(&error, OpenErrorKind::Unreachable, "127.0.0.1");
     assert_eq!(retrysafe_core::StoreError::from(error).kind(), StoreErrorKind::Unreachable);
 }
@@ -65,7 +65,7 @@ async fn settings_that_cannot_be_used_are_named() {
 async fn a_server_without_jetstream_is_refused() {
     // The last `jetstream` in the configuration counts.
     let server = NatsServer::with(&["jetstream: disabled"]).await;
-    let error = refused(NatsStore::builder(server.url())).await;
+    let error = refused(patient(server.url())).await;
     assert_says(&error, OpenErrorKind::NoJetStream, "jetstream {}");
     assert_eq!(retrysafe_core::StoreError::from(error).kind(), StoreErrorKind::Misconfigured);
 }
@@ -88,7 +88,7 @@ async fn a_server_that_is_too_old_is_refused() {
         // Until the client hangs up.
         while client.read_buf(&mut heard).await.unwrap_or(0) > 0 {}
     });
-    let error = refused(NatsStore::builder(&url)).await;
+    let error = refused(patient(&url)).await;
     assert_says(&error, OpenErrorKind::TooOld, "2.11");
     server.abort();
 }
@@ -110,7 +110,7 @@ async fn a_user_needs_no_more_than_these_rights() {
                   \"$JS.API.STREAM.MSG.GET.retrysafe\", \"retrysafe.*.*\"], \
                   subscribe: [\"_INBOX.>\", \"retrysafe.changed.>\"] } } ] }";
     let server = NatsServer::with(&[rights]).await;
-    let open = || NatsStore::builder(server.url()).open();
+    let open = || patient(server.url()).open();
     let (one, other) = (open().await.unwrap(), open().await.unwrap());
     let owned = claim(operation());
     let lease = acquire(&one, &owned).await;
@@ -129,7 +129,7 @@ async fn st8_a_stream_that_could_lose_records_is_refused() {
     let server = NatsServer::shared().await;
     let client = raw::connect(&server.url()).await;
     let name = stream();
-    NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
+    patient(server.url()).stream(&name).open().await.unwrap();
     let ours = raw::config(&client, &name).await;
 
     type Change = fn(&mut Config);
@@ -154,12 +154,12 @@ async fn st8_a_stream_that_could_lose_records_is_refused() {
         }
         change(&mut config);
         raw::create(&client, config).await;
-        let error = refused(NatsStore::builder(server.url()).stream(&name)).await;
+        let error = refused(patient(server.url()).stream(&name)).await;
         assert_says(&error, OpenErrorKind::Stream, what);
     }
-    let error = refused(NatsStore::builder(server.url()).stream(&name).replicas(3)).await;
+    let error = refused(patient(server.url()).stream(&name).replicas(3)).await;
     assert_says(&error, OpenErrorKind::Stream, "replicas");
-    let error = refused(NatsStore::builder(server.url()).stream(stream()).replicas(3)).await;
+    let error = refused(patient(server.url()).stream(stream()).replicas(3)).await;
     assert_says(&error, OpenErrorKind::Stream, "replicas");
 }
 
@@ -170,7 +170,7 @@ async fn subjects_of_another_stream_are_not_taken() {
     let name = stream();
     let subjects = vec![format!("{name}.>")];
     raw::create(&client, Config { name: stream(), subjects, ..Config::default() }).await;
-    let error = refused(NatsStore::builder(server.url()).stream(&name)).await;
+    let error = refused(patient(server.url()).stream(&name)).await;
     assert_says(&error, OpenErrorKind::Stream, "overlap");
 }
 
@@ -178,7 +178,7 @@ async fn subjects_of_another_stream_are_not_taken() {
 async fn several_may_open_a_new_stream_at_once() {
     let server = NatsServer::shared().await;
     let name = stream();
-    let open = || NatsStore::builder(server.url()).stream(&name).open();
+    let open = || patient(server.url()).stream(&name).open();
     let (one, two, three) = tokio::join!(open(), open(), open());
     let owned = claim(operation());
     acquire(&one.unwrap(), &owned).await;
@@ -191,7 +191,7 @@ async fn several_may_open_a_new_stream_at_once() {
 #[tokio::test]
 async fn r4_the_servers_limit_is_the_stores() {
     let server = NatsServer::with(&["max_payload: 65536"]).await;
-    let store = NatsStore::builder(server.url()).open().await.unwrap();
+    let store = patient(server.url()).open().await.unwrap();
     assert_eq!(store.stream(), "retrysafe");
     let most = store.about().max_payload;
     assert_eq!(most, 65536 - 512);

@@ -6,8 +6,9 @@ use async_nats::Client;
 use retrysafe_core::{Begin, BodyPart, Claim, Extent, Found, Held, Store as _};
 use retrysafe_nats::NatsStore;
 use retrysafe_testkit::servers::{NatsServer, Wire};
+use tokio::time::Instant;
 
-use crate::{LONG, acquire, claim, complete, numbered, operation, raw, stream};
+use crate::{LONG, PATIENCE, acquire, claim, complete, numbered, operation, patient, raw, stream};
 
 struct Counted {
     client: Client,
@@ -18,7 +19,8 @@ struct Counted {
 impl Counted {
     async fn open(stream: &str) -> Self {
         let client = raw::connect(&NatsServer::shared().await.url()).await;
-        let store = NatsStore::with_client(client.clone()).stream(stream).open().await.unwrap();
+        let store = NatsStore::with_client(client.clone()).stream(stream);
+        let store = store.timeout(PATIENCE).open().await.unwrap();
         let sent = client.statistics().out_messages.load(Ordering::Relaxed);
         Self { client, store, sent }
     }
@@ -111,9 +113,11 @@ async fn st2_a_lapse_is_judged_by_the_leader_there_and_then() {
 async fn st2_as_many_round_trips_as_requests() {
     let server = NatsServer::shared().await;
     let wire = Wire::to(server.addr()).await;
-    let store = NatsStore::builder(wire.url_for(&server.url()));
+    let store = patient(wire.url_for(&server.url()));
     let store = store.stream(stream()).open().await.unwrap();
-    // The driver pings every five seconds, so there may be one more.
+    let begun = Instant::now();
+    // The driver pings every five seconds, and every ten the leader is asked for the time.
+    let most = || 41 + begun.elapsed().as_secs() / 3;
     let before = wire.round_trips();
     for number in 0..20 {
         let owned = claim(numbered(number));
@@ -121,14 +125,14 @@ async fn st2_as_many_round_trips_as_requests() {
         complete(&store, &owned, &lease, "done").await;
     }
     let first = wire.round_trips() - before;
-    assert!((40..=41).contains(&first), "20 first executions: {first} round trips");
+    assert!((40..=most()).contains(&first), "20 first executions: {first} round trips");
     let before = wire.round_trips();
     for number in 0..20 {
         let found = store.begin(&claim(numbered(number))).await.unwrap();
         assert!(matches!(found, Begin::Found(Found::Finished { .. })), "{found:?}");
     }
     let replayed = wire.round_trips() - before;
-    assert!((40..=41).contains(&replayed), "20 replays: {replayed} round trips");
+    assert!((40..=most()).contains(&replayed), "20 replays: {replayed} round trips");
 }
 
 /// P9 asks for 128, which the subject and the headers of a message alone come near.

@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use retrysafe_core::Store as _;
-use retrysafe_nats::NatsStore;
 use retrysafe_testkit::servers::{NatsServer, Wire};
 use tokio::time::timeout;
 
-use crate::{LONG, acquire, claim, complete, operation, raw, stream};
+use crate::{LONG, PATIENCE, acquire, claim, complete, operation, patient, raw, stream};
 
 #[tokio::test]
 async fn changed_is_told_by_the_server_after_it_has_stored() {
     let server = NatsServer::shared().await;
     let name = stream();
-    let store = NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
+    let store = patient(server.url()).stream(&name).open().await.unwrap();
     let client = raw::connect(&server.url()).await;
     let mut told = client.subscribe(format!("{name}.changed.*.*")).await.unwrap();
     // An answer on the same connection: the server has heard of the subscription.
@@ -37,8 +36,8 @@ async fn changed_outlives_a_lost_connection() {
     let server = NatsServer::shared().await;
     let wire = Wire::to(server.addr()).await;
     let name = stream();
-    let there = NatsStore::builder(server.url()).stream(&name).open().await.unwrap();
-    let here = NatsStore::builder(wire.url_for(&server.url())).stream(&name).open().await.unwrap();
+    let there = patient(server.url()).stream(&name).open().await.unwrap();
+    let here = patient(wire.url_for(&server.url())).stream(&name).open().await.unwrap();
     let owned = claim(operation());
     let lease = acquire(&there, &owned).await;
     let id = owned.id;
@@ -49,5 +48,5 @@ async fn changed_outlives_a_lost_connection() {
     }
     assert!(!waiting.is_finished(), "nothing has changed");
     complete(&there, &owned, &lease, "done").await;
-    timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap().unwrap();
+    timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
 }

@@ -281,7 +281,8 @@ async fn debug_shows_no_password() {
 async fn the_users_own_client() {
     let server = RedisServer::with(&["--requirepass", "secret"]).await;
     let client = redis::Client::open(server.url()).unwrap();
-    let store = RedisStore::with_client(&client).open().await.unwrap();
+    let store =
+        RedisStore::with_client(&client).response_timeout(crate::SOON).open().await.unwrap();
     let owned = claim(operation());
     acquire(&store, &owned).await;
     let begun = store.begin(&claim(owned.id)).await.unwrap();

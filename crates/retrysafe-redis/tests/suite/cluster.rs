@@ -51,7 +51,8 @@ async fn a_replica_takes_over_and_the_store_goes_on_without_a_restart() {
 #[tokio::test]
 async fn a_primary_that_falls_silent_is_left_for_the_one_that_took_over() {
     let cluster = RedisCluster::start().await;
-    let store = patient(cluster.url());
+    // A node that stands still answers no new connection either.
+    let store = patient(cluster.url()).connection_timeout(Duration::from_secs(1));
     let store = store.response_timeout(Duration::from_millis(300)).open().await.unwrap();
     let owned = claim(operation());
     let lease = acquire(&replicated(&cluster).open().await.unwrap(), &owned).await;

@@ -29,14 +29,14 @@ const SPOIL: &str = "
     end
     return 0";
 
-struct InRedis {
-    url: String,
-    nodes: Vec<&'static RedisServer>,
-    prefix: String,
+pub(crate) struct InRedis {
+    pub(crate) url: String,
+    pub(crate) nodes: Vec<&'static RedisServer>,
+    pub(crate) prefix: String,
 }
 
 impl InRedis {
-    async fn single() -> Self {
+    pub(crate) async fn single() -> Self {
         let server = RedisServer::shared().await;
         Self { url: server.url(), nodes: vec![server], prefix: prefix() }
     }
@@ -68,7 +68,7 @@ impl Fixture for InRedis {
     }
 
     fn tick(&self) -> Duration {
-        Duration::from_secs(4)
+        Duration::from_secs(8)
     }
 
     fn rounds(&self) -> usize {

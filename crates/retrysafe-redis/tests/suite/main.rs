@@ -50,7 +50,7 @@ where
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(3 * SOON, answered).await.unwrap()
+    timeout(4 * SOON, answered).await.unwrap()
 }
 
 /// A prefix that no other test has.

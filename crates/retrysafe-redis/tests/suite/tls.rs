@@ -8,7 +8,7 @@ use retrysafe_core::{Begin, Found, Store as _};
 use retrysafe_redis::{OpenErrorKind, RedisStore};
 use retrysafe_testkit::servers::RedisServer;
 
-use crate::{acquire, claim, operation, patient};
+use crate::{SOON, acquire, claim, operation, patient};
 
 /// An authority of the test's own, and what it vouches for.
 struct Authority {
@@ -61,7 +61,7 @@ async fn a_certificate_is_checked() {
         root_cert: Some(authority.certificate.clone().into_bytes()),
     };
     let client = Client::build_with_tls(&*url, trusted).unwrap();
-    let store = RedisStore::with_client(&client).open().await.unwrap();
+    let store = RedisStore::with_client(&client).response_timeout(SOON).open().await.unwrap();
     let owned = claim(operation());
     acquire(&store, &owned).await;
     let begun = store.begin(&claim(owned.id)).await.unwrap();

@@ -8,17 +8,17 @@ use retrysafe_testkit::{Fixture, ManualClock};
 use tempfile::TempDir;
 
 pub(crate) struct File {
-    directory: TempDir,
-    clock: ManualClock,
+    pub(crate) path: PathBuf,
+    /// Gone with this, but for another process.
+    pub(crate) _directory: Option<TempDir>,
+    pub(crate) clock: ManualClock,
 }
 
 impl File {
     pub(crate) fn new() -> Self {
-        Self { directory: TempDir::new().unwrap(), clock: ManualClock::new() }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("retrysafe.db")
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("retrysafe.db");
+        Self { path, _directory: Some(directory), clock: ManualClock::new() }
     }
 }
 
@@ -26,7 +26,7 @@ impl Fixture for File {
     type Store = SqliteStore;
 
     async fn handle(&self) -> SqliteStore {
-        SqliteStore::builder(self.path()).clock(Arc::new(self.clock.clone())).open().unwrap()
+        SqliteStore::builder(&self.path).clock(Arc::new(self.clock.clone())).open().unwrap()
     }
 
     async fn pass(&self, time: Duration) {
@@ -47,7 +47,7 @@ impl Fixture for File {
     }
 
     async fn spoil(&self, id: &OperationId) -> bool {
-        let connection = rusqlite::Connection::open(self.path()).unwrap();
+        let connection = rusqlite::Connection::open(&self.path).unwrap();
         let spoiled = connection
             .execute("UPDATE record SET state = 99 WHERE id = ?1", [id.as_bytes().as_slice()])
             .unwrap();

@@ -20,8 +20,8 @@ use crate::{
     watch::Watches,
 };
 
-/// How long opening may take: a connection, and a dozen questions.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long opening may take, unless a verb may take longer: a connection, and a dozen questions.
+const OPENING: Duration = Duration::from_secs(10);
 
 /// Sets up a [`MySqlStore`].
 #[must_use]
@@ -123,7 +123,8 @@ impl MySqlStoreBuilder {
     ///
     /// # Errors
     ///
-    /// [`OpenError`], which names the server and says what to do. It comes within ten seconds.
+    /// [`OpenError`], which names the server and says what to do. It comes within ten seconds, or within
+    /// [`timeout`](Self::timeout) if that is longer.
     ///
     /// # Cancel safety
     ///
@@ -145,11 +146,11 @@ impl MySqlStoreBuilder {
             server::check_table(&place, &table, &records, &mut connection).await?;
             Ok((connection, server.max_payload(), server.shows_what_may_be_lost()))
         };
-        let (connection, fits, confirms) =
-            timeout(OPEN_TIMEOUT, open).await.unwrap_or_else(|_| {
-                let problem = format!("it did not answer within {} s", OPEN_TIMEOUT.as_secs());
-                Err(OpenError::new(&place, OpenErrorKind::Unreachable, problem))
-            })?;
+        let patience = self.timeout.max(OPENING);
+        let (connection, fits, confirms) = timeout(patience, open).await.unwrap_or_else(|_| {
+            let problem = format!("it did not answer within {} s", patience.as_secs());
+            Err(OpenError::new(&place, OpenErrorKind::Unreachable, problem))
+        })?;
         let connections = Connections::new(origin, self.max_connections);
         connections.keep(connection);
         Ok(MySqlStore::from_shared(Shared {

@@ -92,7 +92,8 @@ impl PostgresStoreBuilder {
     ///
     /// # Errors
     ///
-    /// [`OpenError`], which names the server and says what to do. It comes within ten seconds.
+    /// [`OpenError`], which names the server and says what to do. It comes within ten seconds, or within
+    /// [`timeout`](Self::timeout) if that is longer.
     pub async fn open(self) -> Result<PostgresStore, OpenError> {
         let store = self.open_later()?;
         store.prepare().await?;

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{OpenError, OpenErrorKind, table::TableName, watch::Watches};
 
-/// How long [`PostgresStore::prepare`](super::PostgresStore) waits for a server.
+/// How long opening waits for a server, unless a verb may take longer.
 const OPENING: Duration = Duration::from_secs(10);
 
 pub(crate) type Statement = Query<'static, Postgres, PgArguments>;
@@ -59,7 +59,7 @@ impl Shared {
     }
 
     pub(crate) async fn prepare(&self) -> Result<(), OpenError> {
-        self.lend(Instant::now() + OPENING).await.map(drop)
+        self.lend(Instant::now() + self.settings.timeout.max(OPENING)).await.map(drop)
     }
 
     pub(crate) fn call(&self) -> Call<'_> {

@@ -8,6 +8,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use sqlx::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -38,6 +39,11 @@ const MOST_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// How long an answer that nobody waits for any more is awaited before the connection is closed.
 const CONVALESCENCE: Duration = Duration::from_secs(60);
+
+/// How many connections are made at a time. A handshake costs the server, and us, the time of many
+/// claims: a burst that finds no connection is answered sooner by the first few than by as many as
+/// there are callers, all of them late.
+const HANDSHAKES: usize = 2;
 
 /// The shortest thing that is written to the log, so that its commit waits for the standby.
 const BARRIER: &str = "SELECT pg_logical_emit_message(true, 'retrysafe', '')";
@@ -57,12 +63,28 @@ pub(crate) struct Own {
     /// The longest unused is first, the last used is last and goes out first.
     idle: Mutex<VecDeque<Idle>>,
     permits: Arc<Semaphore>,
+    handshakes: Semaphore,
+    /// When a connection becomes idle, or a handshake is over.
+    stirred: Notify,
 }
 
 struct Idle {
     connection: PgConnection,
     opened: Instant,
     since: Instant,
+}
+
+/// The turn to make a connection.
+struct Turn<'a> {
+    connections: &'a Own,
+    permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.connections.stirred.notify_one();
+    }
 }
 
 /// A connection for one statement.
@@ -96,6 +118,8 @@ impl Connections {
             lock_timeout: settings.timeout,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            handshakes: Semaphore::new(HANDSHAKES),
+            stirred: Notify::new(),
         }))
     }
 
@@ -129,15 +153,32 @@ impl Connections {
 impl Own {
     async fn lend(self: Arc<Self>) -> Result<LentOwn, OpenError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        if let Some(Idle { connection, opened, .. }) = self.pop() {
-            let connection = Some(connection);
-            return Ok(LentOwn { connections: self, permit, opened, connection, owes: None });
-        }
-        let connection = Some(self.connect().await?);
-        let (place, opened, owes) = (self.place.clone(), Instant::now(), Some(Owes::Barrier));
+        let (connection, opened, owes) = match self.idle_or_turn().await {
+            Ok(Idle { connection, opened, .. }) => (connection, opened, None),
+            Err(_turn) => (self.connect().await?, Instant::now(), Some(Owes::Barrier)),
+        };
+        let (place, connection) = (self.place.clone(), Some(connection));
         let mut lent = LentOwn { connections: self, permit, opened, connection, owes };
-        lent.pass_barrier().await.map_err(|error| failure::open(&place, error))?;
+        if lent.owes.is_some() {
+            lent.pass_barrier().await.map_err(|error| failure::open(&place, error))?;
+        }
         Ok(lent)
+    }
+
+    /// An idle connection, or else the turn to make one, whichever comes first.
+    async fn idle_or_turn(&self) -> Result<Idle, Turn<'_>> {
+        loop {
+            // Listening before looking: what happens in between is heard.
+            let mut stirred = pin!(self.stirred.notified());
+            stirred.as_mut().enable();
+            if let Some(idle) = self.pop() {
+                return Ok(idle);
+            }
+            if let Ok(permit) = self.handshakes.try_acquire() {
+                return Err(Turn { connections: self, permit: Some(permit) });
+            }
+            stirred.await;
+        }
     }
 
     async fn connect(&self) -> Result<PgConnection, OpenError> {
@@ -184,6 +225,8 @@ impl Own {
         if idle.front().is_some_and(|first| since - first.since >= MOST_IDLE) {
             idle.pop_front();
         }
+        drop(idle);
+        self.stirred.notify_one();
     }
 
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {

@@ -11,14 +11,14 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::{Table, literal};
 
 pub(crate) struct Database {
-    table: Table,
+    pub(crate) table: Table,
     rounds: usize,
     /// No more rules at once however many processors there are: each takes up to twenty connections.
     _turn: SemaphorePermit<'static>,
 }
 
 impl Database {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::of(Table::new().await, 50).await
     }
 

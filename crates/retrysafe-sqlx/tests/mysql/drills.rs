@@ -350,14 +350,15 @@ async fn st9_a_server_that_is_killed_loses_nothing_that_it_acknowledged() {
         for (owned, granted) in acquired {
             *owners.entry(owned.id).or_default() += 1;
             // ST4, ST9: the claim is there, or its outcome is.
-            match store.begin(&owned).await.unwrap() {
+            match until_answered(async || store.begin(&owned).await).await {
                 Begin::Acquired(again) => assert_eq!(again, granted),
                 Begin::Found(Found::Finished { .. }) => {}
                 lost => panic!("an acknowledged claim was lost: {lost:?}"),
             }
         }
         for (id, payload) in completed {
-            let begun = store.begin(&claim(id)).await.unwrap();
+            let retry = claim(id);
+            let begun = until_answered(async || store.begin(&retry).await).await;
             let Begin::Found(Found::Finished { payload: kept, .. }) = begun else {
                 panic!("an acknowledged outcome was lost: {begun:?}")
             };

@@ -25,7 +25,7 @@ use tokio::sync::OnceCell;
 const LONG: Duration = Duration::from_secs(60 * 60);
 
 /// Longer than a machine that is busy with other things stands still.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A table of its own in the database that the tests of this process share.
 #[derive(Clone)]
@@ -54,6 +54,16 @@ impl Table {
 
     async fn open(&self) -> MySqlStore {
         self.builder().open().await.unwrap()
+    }
+
+    /// For another process: [`at_address`](Self::at_address) is this table again.
+    fn address(&self) -> String {
+        format!("{} {}", self.url, self.name)
+    }
+
+    fn at_address(address: &str) -> Self {
+        let (url, name) = address.split_once(' ').unwrap();
+        Self { url: url.to_owned(), name: name.to_owned() }
     }
 
     /// Runs a statement in which `{table}` is this one, as anybody could.

@@ -12,13 +12,17 @@ use sqlx::{Executor as _, postgres::PgPoolOptions};
 use crate::Table;
 
 pub(crate) struct Database {
-    table: Table,
+    pub(crate) table: Table,
     pooled: bool,
 }
 
 impl Database {
     pub(crate) async fn own() -> Self {
-        Self { table: Table::new().await, pooled: false }
+        Self::with_own_connections(Table::new().await)
+    }
+
+    pub(crate) fn with_own_connections(table: Table) -> Self {
+        Self { table, pooled: false }
     }
 
     /// A pool of the user's, whose transactions are serializable.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use retrysafe_core::{
-    Begin, Claim, Found, Held, Inspect as _, OperationId, Store as _, StoreErrorKind,
+    Begin, Claim, Found, Held, Inspect as _, Lease, OperationId, Store as _, StoreErrorKind,
 };
 use retrysafe_sqlx::PostgresStore;
-use retrysafe_testkit::servers::PostgresServer;
+use retrysafe_testkit::servers::{PostgresServer, Wire};
 use sqlx::postgres::PgPoolOptions;
 use tokio::{sync::watch, task::JoinSet};
 
@@ -79,7 +79,8 @@ impl Load {
         let acknowledged = self.acknowledged.lock().unwrap().clone();
         for (number, runs) in acknowledged {
             assert_eq!(runs.len(), 1, "{number} was run more than once: {runs:?}");
-            let found = store.begin(&claim(numbered(number))).await.unwrap();
+            let retry = claim(numbered(number));
+            let found = until_answered(|| store.begin(&retry)).await;
             assert!(
                 matches!(&found, Begin::Found(Found::Finished { payload, .. }) if *payload == runs[0]),
                 "{number}: {found:?} instead of {runs:?}"
@@ -131,7 +132,7 @@ async fn a_server_that_is_down_is_unreachable_at_once_and_found_again() {
     let mut server = PostgresServer::start().await;
     let table = Table::at(&server.fresh_database().await).await;
     let store = table.open().await;
-    let pool = PgPoolOptions::new().acquire_timeout(SHORT).connect(&table.url).await.unwrap();
+    let pool = PgPoolOptions::new().acquire_timeout(PATIENCE).connect(&table.url).await.unwrap();
     let pooled = PostgresStore::from_pool(pool).table(&table.name).open().await.unwrap();
     let claims = [claim(operation()), claim(operation())];
     acquire(&store, &claim(operation())).await;
@@ -155,7 +156,7 @@ async fn st4_a_server_that_hangs_is_a_time_out_and_the_call_can_be_repeated() {
     let table = Table::at(&server.fresh_database().await).await;
     let store = table.builder().max_connections(1).timeout(SHORT).open().await.unwrap();
     let claims = [claim(operation()), claim(operation())];
-    let lease = acquire(&store, &claims[0]).await;
+    let lease = until_acquired(&store, &claims[0]).await;
 
     server.pause();
     let error = store.begin(&claims[1]).await.unwrap_err();
@@ -173,6 +174,14 @@ async fn st4_a_server_that_hangs_is_a_time_out_and_the_call_can_be_repeated() {
                     query LIKE '%standing%' AND pid <> pg_backend_pid()";
     let sessions: u32 = server.query(sessions).await.parse().unwrap();
     assert!(sessions <= 2, "{sessions} sessions");
+}
+
+/// A claim by a store that gives up waiting before a busy machine has its turn.
+pub(crate) async fn until_acquired(store: &PostgresStore, claim: &Claim) -> Lease {
+    match until_answered(|| store.begin(claim)).await {
+        Begin::Acquired(acquired) => crate::lease(claim, acquired),
+        found => panic!("the claim should have been granted: {found:?}"),
+    }
 }
 
 #[tokio::test]
@@ -211,6 +220,25 @@ async fn waiters_eat_pool() {
     let done = store.complete(&lease, &owned.fingerprint, "done".into(), LONG).await.unwrap();
     assert_eq!(done, Held::Applied);
     tokio::time::timeout(PATIENCE, waiters.join_all()).await.expect("all are told");
+}
+
+/// D5: fifty callers at once, and a store that has one connection: the first few are enough for all,
+/// where as many handshakes as may be open would have kept each other, and all callers, waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_burst_is_answered_by_the_first_few_connections() {
+    const MOST: u32 = 16;
+    let wire = Wire::to(PostgresServer::shared().await.addr()).await;
+    let table = Table::new().await;
+    let table = Table { url: wire.url_for(&table.url), ..table };
+    let store = table.builder().max_connections(MOST).open().await.unwrap();
+    let mut burst = JoinSet::new();
+    for number in 0..50 {
+        let store = store.clone();
+        burst.spawn(async move { acquire(&store, &claim(numbered(number))).await });
+    }
+    assert_eq!(burst.join_all().await.len(), 50);
+    let connections = wire.connections();
+    assert!(connections < MOST.into(), "{connections} connections");
 }
 
 #[tokio::test]

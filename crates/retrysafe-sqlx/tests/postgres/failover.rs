@@ -14,7 +14,7 @@ async fn st9_nothing_acknowledged_is_lost_when_the_standby_is_promoted() {
     let table = Table::at(&pair.primary.fresh_database().await).await;
     let store = table.builder().timeout(Duration::from_secs(2)).open().await.unwrap();
     let owned = claim(operation());
-    let lease = acquire(&store, &owned).await;
+    let lease = acquire(&table.open().await, &owned).await;
     let mut load = Load::start(&store);
     load.until_acknowledged(100).await;
     pair.primary.kill().await;
@@ -37,8 +37,9 @@ async fn st9_nothing_is_acknowledged_without_the_standby() {
     let table = Table::at(&pair.primary.fresh_database().await).await;
     let store = table.builder().timeout(Duration::from_secs(1)).open().await.unwrap();
     let claims = [claim(operation()), claim(operation()), claim(operation())];
-    let finished = acquire(&store, &claims[0]).await;
-    let released = acquire(&store, &claims[1]).await;
+    let patient = table.open().await;
+    let finished = acquire(&patient, &claims[0]).await;
+    let released = acquire(&patient, &claims[1]).await;
     let complete = || store.complete(&finished, &claims[0].fingerprint, "done".into(), LONG);
     let release = || store.release(&released, LONG);
     let begin = || store.begin(&claims[2]);
@@ -64,6 +65,12 @@ async fn st9_nothing_is_acknowledged_without_the_standby() {
 
     // A pool's connections show it, but a call that is repeated still is no success.
     let pool = sqlx::PgPool::connect(&table.url).await.unwrap();
+    // One for each call, made beforehand.
+    let mut connections = Vec::new();
+    for _ in 0..4 {
+        connections.push(pool.acquire().await.unwrap());
+    }
+    drop(connections);
     let pooled = PostgresStore::from_pool(pool).table(&table.name);
     let pooled = pooled.timeout(Duration::from_secs(1)).open().await.unwrap();
     let repeated = pooled.complete(&finished, &claims[0].fingerprint, "done".into(), LONG).await;
@@ -75,5 +82,6 @@ async fn st9_nothing_is_acknowledged_without_the_standby() {
     assert_eq!(until_answered(complete).await, Held::Applied);
     assert_eq!(until_answered(release).await, Held::Applied);
     assert!(matches!(until_answered(begin).await, Begin::Acquired(_)));
-    assert!(matches!(replay().await.unwrap(), Begin::Found(Found::Finished { .. })));
+    let replayed = until_answered(replay).await;
+    assert!(matches!(replayed, Begin::Found(Found::Finished { .. })), "{replayed:?}");
 }

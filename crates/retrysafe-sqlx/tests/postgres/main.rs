@@ -55,6 +55,16 @@ impl Table {
         self.builder().open().await.unwrap()
     }
 
+    /// For another process: [`at_address`](Self::at_address) is this table again.
+    fn address(&self) -> String {
+        format!("{} {}", self.url, self.name)
+    }
+
+    fn at_address(address: &str) -> Self {
+        let (url, name) = address.split_once(' ').unwrap();
+        Self { url: url.to_owned(), name: name.to_owned() }
+    }
+
     /// Runs a statement in which `{table}` is this one, as anybody could.
     async fn run(&self, sql: &str) -> Vec<PgRow> {
         run(&self.url, &sql.replace("{table}", &self.name)).await

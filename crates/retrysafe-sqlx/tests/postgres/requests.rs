@@ -143,7 +143,7 @@ async fn st4_a_verb_that_is_repeated_while_its_first_try_is_still_out_is_done_on
     let slow = Table { url: wire.url_for(&table.url), ..table.clone() };
     let slow = slow.builder().timeout(Duration::from_millis(300)).open().await.unwrap();
     let claim = claim(operation());
-    acquire(&slow, &crate::claim(operation())).await;
+    crate::drills::until_acquired(&slow, &crate::claim(operation())).await;
     wire.stall();
     let error = slow.begin(&claim).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Timeout, "{error}");

@@ -7,30 +7,33 @@ use retrysafe_core::{Held, Store as _};
 use super::{Case, LONG};
 use crate::Fixture;
 
-/// Real time within which anything that need not wait has happened.
-const SOON: Duration = Duration::from_secs(10);
+/// Real time within which anything that need not wait has happened. The slower a store, the longer
+/// its tick, and the short lease that some of these wait for.
+fn soon<F: Fixture>(fixture: &F) -> Duration {
+    Duration::from_secs(10) + fixture.tick() * 6
+}
 
 /// No record, another attempt, and every state but in flight.
 pub async fn changed_returns_at_once_if_there_is_nothing_to_wait_for<F: Fixture>(fixture: &F) {
     let case = Case::new(fixture).await;
-    ends("no record", case.store.changed(&case.id, 1, LONG)).await;
+    ends(fixture, "no record", case.store.changed(&case.id, 1, LONG)).await;
 
     let owner = case.acquire(&case.claim()).await;
-    ends("another attempt", case.store.changed(&case.id, 2, LONG)).await;
+    ends(fixture, "another attempt", case.store.changed(&case.id, 2, LONG)).await;
     assert_eq!(case.give_up(&owner).await, Held::Applied);
-    ends("given up", case.store.changed(&case.id, 1, LONG)).await;
+    ends(fixture, "given up", case.store.changed(&case.id, 1, LONG)).await;
     let owner = case.acquire(&case.take_over()).await;
-    ends("an earlier attempt", case.store.changed(&case.id, 1, LONG)).await;
+    ends(fixture, "an earlier attempt", case.store.changed(&case.id, 1, LONG)).await;
     assert_eq!(case.release(&owner).await, Held::Applied);
-    ends("released", case.store.changed(&case.id, 2, LONG)).await;
+    ends(fixture, "released", case.store.changed(&case.id, 2, LONG)).await;
     let owner = case.acquire(&case.claim()).await;
     assert_eq!(case.complete(&owner, "done").await, Held::Applied);
-    ends("finished", case.store.changed(&case.id, 3, LONG)).await;
+    ends(fixture, "finished", case.store.changed(&case.id, 3, LONG)).await;
 
     let case = case.another();
     case.acquire(&case.short_claim()).await;
     case.lapse().await;
-    ends("lapsed", case.store.changed(&case.id, 1, LONG)).await;
+    ends(fixture, "lapsed", case.store.changed(&case.id, 1, LONG)).await;
 }
 
 /// By an outcome, a release, and an attempt that gives up, from any handle, many times over: a wait
@@ -63,7 +66,7 @@ pub async fn changed_is_woken<F: Fixture>(fixture: &F) {
         };
         assert_eq!(held.expect("a change"), Held::Applied);
         for wait in waits {
-            ends("a waiter", async { wait.await.expect("no panic") }).await;
+            ends(fixture, "a waiter", async { wait.await.expect("no panic") }).await;
         }
     }
 }
@@ -72,7 +75,7 @@ pub async fn changed_is_woken<F: Fixture>(fixture: &F) {
 pub async fn changed_ends_with_the_lease<F: Fixture>(fixture: &F) {
     let case = Case::new(fixture).await;
     case.acquire(&case.short_claim()).await;
-    ends("the lease's end", case.store.changed(&case.id, 1, LONG)).await;
+    ends(fixture, "the lease's end", case.store.changed(&case.id, 1, LONG)).await;
 }
 
 /// At the latest when the time that it was given is over, and after it begins anew.
@@ -80,12 +83,16 @@ pub async fn changed_ends_within<F: Fixture>(fixture: &F) {
     let case = Case::new(fixture).await;
     case.acquire(&case.claim()).await;
     for within in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(50)] {
-        ends("its time", case.store.changed(&case.id, 1, within)).await;
+        ends(fixture, "its time", case.store.changed(&case.id, 1, within)).await;
     }
 }
 
-async fn ends(what: &str, changed: impl Future<Output = Result<(), retrysafe_core::StoreError>>) {
-    match tokio::time::timeout(SOON, changed).await {
+async fn ends<F: Fixture>(
+    fixture: &F,
+    what: &str,
+    changed: impl Future<Output = Result<(), retrysafe_core::StoreError>>,
+) {
+    match tokio::time::timeout(soon(fixture), changed).await {
         Ok(answer) => answer.expect("changed"),
         Err(_) => panic!("changed should have ended: {what}"),
     }

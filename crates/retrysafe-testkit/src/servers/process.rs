@@ -19,8 +19,8 @@ use super::{
     programs::{self, Account},
 };
 
-/// How long anything may take that a server does at once on an idle machine.
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+/// How long anything may take that a server does at once on an idle machine. This one may be busy.
+pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 /// How often is looked for what nobody tells us.
 pub(super) const GLANCE: Duration = Duration::from_millis(5);
 

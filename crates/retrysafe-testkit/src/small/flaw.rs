@@ -29,6 +29,8 @@ pub enum Flaw {
     ReleaseForgetsCounters,
     /// The fence begins anew after a release; attempts are counted on.
     FenceRestarts,
+    /// The lease of a claim over an expired record is counted from that record's end.
+    LeaseFromExpired,
     /// A repeated `begin` of the owner finds its own claim in its way.
     RepeatedBeginLosesClaim,
     /// A repeated `begin` of the owner extends the lease.
@@ -175,6 +177,10 @@ impl Flaw {
             (Self::ForgetsVanished, Call::Release(..)) if applied => record.vanished = false,
             (Self::RepeatedBeginExtendsLease, Call::Begin(claim)) => {
                 record.phase = Phase::InFlight { lease_end: now.saturating_add(claim.lease) };
+            }
+            (Self::LeaseFromExpired, Call::Begin(claim)) if before.expires_at() <= now => {
+                let lease_end = before.expires_at().saturating_add(claim.lease);
+                record.phase = Phase::InFlight { lease_end };
             }
             (Self::RetentionFromClaim, Call::Renew(..)) if applied => {
                 record.expires = before.expires;

@@ -78,7 +78,7 @@ async fn e2_a_renewal_that_fails_is_tried_again_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e2_a_handler_that_blocks_its_thread_is_renewed() {
     let store = store();
-    let layer = layer(&store).lease(Duration::from_millis(600)).build().unwrap();
+    let layer = layer(&store).lease(3 * SECOND).build().unwrap();
     let (go_on, blocked) = mpsc::channel::<()>();
     let blocked = Arc::new(Mutex::new(blocked));
     let orders = Guarded::new(&layer, move |run, _| {
@@ -89,7 +89,7 @@ async fn e2_a_handler_that_blocks_its_thread_is_renewed() {
         }
     });
     let first = orders.spawn(order("k", "a"));
-    store.script().called(Verb::Renew, 4).await;
+    store.script().called(Verb::Renew, 2).await;
     assert_eq!(state(&store, "k").await, "in flight");
     drop(go_on);
     first.await.unwrap().assert_first(201, "order 1");

@@ -181,7 +181,7 @@ fn e2_r8_an_engine_outlives_its_runtime() {
     let often = Some(Duration::from_millis(1));
     let engine = Engine::builder(store.clone()).sweep_every(often).build().unwrap();
     let layer = IdempotencyLayer::sharing(&engine, Scope::shared());
-    let layer = layer.lease(Duration::from_millis(300)).build().unwrap();
+    let layer = layer.lease(3 * SECOND).build().unwrap();
     let gate = Gate::closed();
     let orders = Guarded::gated(&layer, &gate);
     for key in ["first", "second"] {
