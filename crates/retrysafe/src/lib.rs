@@ -72,6 +72,7 @@
 //! its lease is over.
 
 mod answers;
+mod batch;
 mod body;
 mod door;
 mod engine;
@@ -81,6 +82,7 @@ mod guard;
 mod keeper;
 mod layer;
 mod observe;
+mod once;
 mod run;
 mod scope;
 mod service;
@@ -91,10 +93,12 @@ mod waiting;
 pub use retrysafe_core::*;
 
 pub use self::{
+    batch::{Batch, BatchItem, BatchProgress, BatchReport},
     body::{BoxError, RequestBody, ResponseBody},
     engine::{Engine, EngineBuilder},
     future::ResponseFuture,
     layer::{IdempotencyLayer, IdempotencyLayerBuilder},
+    once::{Done, Once, OnceBuilder, OnceContext, OnceError, OnceRun, Unnamed},
     run::StreamedResponse,
     scope::ScopeFrom,
     service::IdempotencyService,
