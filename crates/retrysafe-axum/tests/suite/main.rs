@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
+mod batches;
 mod connection;
 mod extractors;
+mod once;
 mod overrule;
 mod placement;
 mod replay;

@@ -2,7 +2,10 @@
 
 use std::{error::Error, fmt};
 
-use retrysafe_core::{Code, Disposition, Problem};
+use http::StatusCode;
+use retrysafe_core::{Code, Disposition, Problem, ProblemStyle};
+
+use super::rules::KEPT_ERROR;
 
 /// Why a call gave no value. The handler's own error is in it, if there was one.
 #[derive(Debug)]
@@ -75,6 +78,25 @@ impl<E> OnceError<E> {
                 Code::HandlerFailed,
                 "What was asked for can't be compared with a retry. Nothing was done.",
             ),
+        }
+    }
+
+    /// The status of an HTTP answer that stands for this: 422 for a handler's error that was kept,
+    /// else what the style says of [the problem](Self::to_problem).
+    pub fn status(&self, style: &ProblemStyle) -> StatusCode {
+        match self {
+            Self::Failed { disposition: Disposition::Keep, .. } => KEPT_ERROR,
+            other => style.status(other.to_problem().code),
+        }
+    }
+
+    /// The handler's error that was kept, and whether it came from the record.
+    pub fn kept(&self) -> Option<(&E, bool)> {
+        match self {
+            Self::Failed { error, disposition: Disposition::Keep, replayed } => {
+                Some((error, *replayed))
+            }
+            _ => None,
         }
     }
 

@@ -20,7 +20,7 @@ use super::{Done, OnceError};
 use crate::guard::Answer;
 
 /// The status with which an error is kept. A value is kept with 200.
-const KEPT_ERROR: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+pub(crate) const KEPT_ERROR: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
 
 type Predicate<E> = Arc<dyn Fn(&E) -> bool + Send + Sync>;
 

@@ -125,7 +125,7 @@ async fn recomputed_key() {
 
 #[tokio::test(start_paused = true)]
 async fn crash_wedges() {
-    // A process that claims and is gone: its runtime ends, and takes the handler with it.
+    // A process that claims and is gone: nobody renews its lease, and nobody gives it up.
     let (store, once) = default_once();
     let (runs, gate) = (Count::default(), Gate::closed());
     let claimed = gated(&once, &runs, &gate);
