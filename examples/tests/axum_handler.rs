@@ -112,20 +112,23 @@ async fn a_kill_loses_nothing_that_was_answered() {
     let store = format!("sqlite:{}", directory.path().join("orders.db").display());
     let mut service = Service::start(&store).await;
     let batch = json!([
-        { "key": "1", "item": "book", "amount": 1 }, { "key": "2", "item": "lamp", "amount": 2 },
+        { "key": "1", "item": "book", "amount": 1 },
+        { "key": "2", "item": "lamp", "amount": 2 },
+        { "key": "3", "item": "lamp", "amount": 0 },
     ]);
     let first = answer(service.order("1", "book")).await;
     let (status, _, report) = answer(service.post("/orders/batch", &batch)).await;
     assert_eq!(status, StatusCode::MULTI_STATUS);
     // One key may be used for an order and for an item of a batch: of two operations, one is refused.
-    assert_eq!((&report["executed"], &report["failed"]), (&json!(1), &json!(1)));
+    assert_eq!((&report["executed"], &report["failed"]), (&json!(1), &json!(2)));
+    assert_eq!(report["items"][2], json!({ "status": 422, "error": "nothing_to_pay" }));
     service.process.kill().await.unwrap();
 
     let service = Service::start(&store).await;
     let retry = answer(service.order("1", "book")).await;
     assert_eq!((retry.1, &retry.2), (true, &first.2));
     let (_, _, again) = answer(service.post("/orders/batch", &batch)).await;
-    assert_eq!((&again["replayed"], &again["failed"]), (&json!(1), &json!(1)));
+    assert_eq!((&again["replayed"], &again["failed"]), (&json!(1), &json!(2)));
     assert_eq!(again["items"][1]["value"], report["items"][1]["value"]);
     assert_eq!(service.count().await, json!({ "placed": 0, "charges": 0 }));
 }

@@ -1,7 +1,14 @@
 //! Batches: many items, each an operation of its own, so that a batch that was cut off goes on where
 //! it was when it is started again.
 
-use std::{collections::HashSet, fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    marker::PhantomData,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt as _, Stream, StreamExt as _,
@@ -67,7 +74,7 @@ pub struct Batch<S, I, KeyOf, H, T, E> {
     rules: ErrorRules<E>,
     concurrency: usize,
     progress: Option<Watcher>,
-    value: std::marker::PhantomData<fn() -> T>,
+    value: PhantomData<fn() -> T>,
 }
 
 type Watcher = Box<dyn FnMut(&BatchProgress) + Send>;
@@ -148,7 +155,7 @@ where
             rules: ErrorRules::default(),
             concurrency: 16,
             progress: None,
-            value: std::marker::PhantomData,
+            value: PhantomData,
         }
     }
 
@@ -208,8 +215,8 @@ where
     T: Serialize + DeserializeOwned + Send + 'static,
     E: Send + 'static,
 {
-    /// The items as they are finished, in no particular order. Nothing runs until it is polled, and
-    /// what runs needs no polling to go on.
+    /// The items as they are finished, in no particular order. Nothing runs until it is polled; a
+    /// handler that runs needs no polling to go on.
     pub fn into_stream(self) -> impl Stream<Item = BatchItem<T, E>> + Send {
         let (_, total) = self.items.size_hint();
         let total = total.filter(|total| self.items.size_hint().0 == *total);
@@ -247,7 +254,7 @@ where
         Box::pin(async move {
             let mut counted = BatchProgress::default();
             let mut finished = Vec::new();
-            let mut items = std::pin::pin!(self.into_stream());
+            let mut items = pin!(self.into_stream());
             while let Some(item) = items.next().await {
                 counted.count(&item.result);
                 finished.push(item);

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use retrysafe_core::{
-    Code, ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OperationId, Problem,
-    Reconciled, Scope, Settings, Store, Unknown,
+    ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OperationId, Problem, Reconciled,
+    Scope, Settings, Store, Unknown,
 };
 use serde::Serialize;
 use tracing::Instrument as _;
@@ -217,7 +217,10 @@ impl<S: Store> Once<S> {
                     return handler(context).await.map(ResponseBody::passed);
                 }
                 Err(unasked) => {
-                    let problem = unasked.into_problem();
+                    let problem = match unasked {
+                        Unasked::Problem(problem) => *problem,
+                        Unasked::Input(error) => OnceError::<()>::Input(error).to_problem(),
+                    };
                     return guard.refuse(&problem, RequestOutcome::Rejected, None, None);
                 }
             };
@@ -405,18 +408,5 @@ impl<S: Store> OnceBuilder<S> {
 impl<S> fmt::Debug for OnceBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OnceBuilder").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-impl Unasked {
-    fn into_problem(self) -> Problem {
-        match self {
-            Self::Problem(problem) => *problem,
-            Self::Input(error) => {
-                tracing::error!(%error, "the input of an operation can't be fingerprinted");
-                let detail = "What was asked for can't be compared with a retry. Nothing was done.";
-                Problem::new(Code::HandlerFailed, detail)
-            }
-        }
     }
 }

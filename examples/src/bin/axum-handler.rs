@@ -9,7 +9,6 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     fmt::Display,
     net::SocketAddr,
     process::ExitCode,
@@ -110,7 +109,12 @@ async fn place_order(
     let placed = {
         let (shop, new) = (app.shop, new.clone());
         |context| async move {
-            let order = shop.place(new, context).await;
+            let order = match shop.place(new, context).await {
+                Ok(order) => order,
+                Err(refusal) => {
+                    return (StatusCode::UNPROCESSABLE_ENTITY, Json(refusal)).into_response();
+                }
+            };
             let location = format!("/orders/{}", order.order_id);
             (StatusCode::CREATED, [(header::LOCATION, location)], Json(order)).into_response()
         }
@@ -123,7 +127,7 @@ async fn place_orders(
     State(app): State<AppState>,
     user: User,
     Json(new): Json<Vec<KeyedOrder>>,
-) -> MultiStatus<Order, Infallible> {
+) -> MultiStatus<Order, Refusal> {
     let shop = app.shop;
     let placed = app.once.run_each(
         "place_order_of_batch",
@@ -132,10 +136,11 @@ async fn place_orders(
         |keyed| keyed.key.clone(),
         move |keyed, context| {
             let shop = shop.clone();
-            async move { Ok(shop.place(keyed.order, context).await) }
+            async move { shop.place(keyed.order, context).await }
         },
     );
-    MultiStatus::new(placed.await)
+    // A refusal is the answer to its item, for every retry.
+    MultiStatus::new(placed.keep_if(|_| true).await)
 }
 
 async fn count(State(app): State<AppState>) -> Json<Count> {
@@ -190,6 +195,12 @@ struct Order {
     charge_id: String,
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Refusal {
+    NothingToPay,
+}
+
 #[derive(Serialize)]
 struct Count {
     placed: u64,
@@ -204,13 +215,16 @@ struct Shop {
 }
 
 impl Shop {
-    async fn place(&self, new: NewOrder, context: OnceContext) -> Order {
+    async fn place(&self, new: NewOrder, context: OnceContext) -> Result<Order, Refusal> {
+        if new.amount == 0 {
+            return Err(Refusal::NothingToPay);
+        }
         *self.placed() += 1;
         // If this process dies now, the next attempt of this order comes here again. It has the same
         // key for the charge, so the card is charged once.
         let charge_id = self.processor.charge(&context.derive_key("charge"), new.amount).await;
         let order_id = format!("ord_{}", Uuid::new_v4().simple());
-        Order { order_id, item: new.item, amount: new.amount, charge_id }
+        Ok(Order { order_id, item: new.item, amount: new.amount, charge_id })
     }
 
     fn placed(&self) -> MutexGuard<'_, u64> {

@@ -26,7 +26,8 @@ pub enum OnceError<E> {
     /// [`Code::HandlerFailed`].
     Problem(Problem),
     /// O3: the operation is done, and its value was kept, but is not what this build can read. It
-    /// is never run again for that; a build that knows the older form gets it.
+    /// is never run again for that; a build that knows the older form gets it. What is in here may
+    /// quote a part of the value.
     Undecodable(serde_json::Error),
     /// The input can't be serialised, so nobody could tell a retry from another call. Nothing ran.
     Input(serde_json::Error),

@@ -220,8 +220,10 @@ fn round_trip<T: Serialize + DeserializeOwned>(value: &T) -> Option<(Bytes, T)> 
         let read = serde_json::from_slice(&bytes)?;
         Ok((Bytes::from(bytes), read))
     });
+    // S3: the error's text may quote the value.
     kept.inspect_err(|error| {
-        tracing::error!(%error, "a result can't be kept: a retry learns only that it was done");
+        let category = error.classify();
+        tracing::error!(?category, "a result can't be kept: a retry learns only that it was done");
     })
     .ok()
 }

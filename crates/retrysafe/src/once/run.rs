@@ -146,11 +146,13 @@ where
                     let context = OnceContext::unnamed(guard.engine.entropy());
                     return rules.unprotected(handler(context).await);
                 }
-                Err(Unasked::Problem(problem)) => {
+                Err(unasked) => {
                     guard.decided(RequestOutcome::Rejected, None, None, None, None);
-                    return Err(OnceError::Problem(*problem));
+                    return Err(match unasked {
+                        Unasked::Problem(problem) => OnceError::Problem(*problem),
+                        Unasked::Input(error) => OnceError::Input(error),
+                    });
                 }
-                Err(Unasked::Input(error)) => return Err(OnceError::Input(error)),
             };
             let (id, span) = (asked.id, guard.span(&asked.id));
             let kept_by = rules.clone();
@@ -184,7 +186,8 @@ where
             Reconciled::Happened(value) => match happened(&value) {
                 Ok(response) => Reconciled::Happened(response),
                 Err(error) => {
-                    tracing::error!(%error, "what happened can't be kept: it stays unknown");
+                    let category = error.classify();
+                    tracing::error!(?category, "what happened can't be kept: it stays unknown");
                     Reconciled::StillUnknown
                 }
             },

@@ -649,6 +649,31 @@ async fn d3_reconcile_with_a_typed_answer() {
 }
 
 #[tokio::test]
+async fn d3_an_operator_resolves_with_the_json_of_a_value() {
+    let (store, _) = default_once();
+    let once = on(&store).on_unknown_outcome(OnUnknownOutcome::Refuse).build().unwrap();
+    let runs = Count::default();
+    failing!(once, runs, "k", Refusal::Lost).await.unwrap_err();
+    let outcome = retrysafe::Outcome {
+        status: http::StatusCode::OK,
+        headers: &http::HeaderMap::new(),
+        body: Some(&[Bytes::from_static(br#"{"run":7}"#)]),
+        trailers: None,
+        stream: false,
+        trailers_only: false,
+        recorded: Duration::ZERO,
+        trace: None,
+    };
+    let payload = outcome.encode(&retrysafe::KeptHeaders::default());
+    let id = once.operation_id(&Scope::shared(), "k").unwrap();
+    let happened = Resolution::Happened { payload, retention: 60 * SECOND };
+    let _ = store.resolve(&id, 1, happened).await.unwrap();
+    let done = order!(once, runs, "k", "a").await.unwrap();
+    assert!(done.replayed && done.value.run == 7);
+    assert_eq!(runs.now(), 1);
+}
+
+#[tokio::test]
 async fn d3_reconcile_runs_what_did_not_happen() {
     let (_, once) = default_once();
     let (runs, looked) = (Count::default(), Count::default());
