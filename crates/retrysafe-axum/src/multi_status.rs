@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use retrysafe::{BatchReport, Done, OnceError, ProblemStyle};
+use retrysafe::{BatchReport, Disposition, Done, OnceError, ProblemStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -76,24 +76,28 @@ impl<T, E> MultiStatus<T, E> {
     {
         let mut item = Map::new();
         let shown = match result {
-            Ok(done) => serde_json::to_value(&done.value).map(|value| {
-                item.insert("status".to_owned(), StatusCode::OK.as_u16().into());
-                item.insert("value".to_owned(), value);
+            Ok(done) => {
                 put_if(&mut item, done.replayed, "replayed", true);
                 put_if(&mut item, !done.recorded, "recorded", false);
-            }),
-            Err(failed) => match failed.kept() {
-                Some((error, replayed)) => serde_json::to_value(error).map(|error| {
-                    let status = failed.status(&self.problems).as_u16();
-                    item.insert("status".to_owned(), status.into());
-                    item.insert("error".to_owned(), error);
-                    put_if(&mut item, replayed, "replayed", true);
-                }),
-                None => {
-                    self.put_problem(&mut item, failed);
-                    Ok(())
-                }
-            },
+                put(&mut item, StatusCode::OK, "value", &done.value)
+            }
+            Err(
+                failed @ OnceError::Failed {
+                    error,
+                    disposition: Disposition::Keep,
+                    replayed,
+                    recorded,
+                    ..
+                },
+            ) => {
+                put_if(&mut item, *replayed, "replayed", true);
+                put_if(&mut item, !*recorded, "recorded", false);
+                put(&mut item, failed.status(&self.problems), "error", error)
+            }
+            Err(failed) => {
+                self.put_problem(&mut item, failed);
+                Ok(())
+            }
         };
         if let Err(error) = shown {
             // It was done, and there is no way to say with what result.
@@ -129,6 +133,17 @@ impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
         let headers = [(header::CONTENT_TYPE, json)];
         (StatusCode::MULTI_STATUS, headers, body.to_string()).into_response()
     }
+}
+
+fn put(
+    item: &mut Map<String, Value>,
+    status: StatusCode,
+    name: &str,
+    value: &impl Serialize,
+) -> serde_json::Result<()> {
+    item.insert(name.to_owned(), serde_json::to_value(value)?);
+    item.insert("status".to_owned(), status.as_u16().into());
+    Ok(())
 }
 
 fn put_if(item: &mut Map<String, Value>, is_so: bool, name: &str, value: bool) {

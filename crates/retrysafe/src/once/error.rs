@@ -20,6 +20,8 @@ pub enum OnceError<E> {
         disposition: Disposition,
         /// Whether it was answered from the record.
         replayed: bool,
+        /// Whether a retry gets the same: the error was kept, and could be written (R7).
+        recorded: bool,
     },
     /// There is no answer of the handler's to give. [`Problem::code`] says why, and
     /// [`Problem::retry_after`] when to try again. A handler that panicked is
@@ -88,16 +90,6 @@ impl<E> OnceError<E> {
         match self {
             Self::Failed { disposition: Disposition::Keep, .. } => KEPT_ERROR,
             other => style.status(other.to_problem().code),
-        }
-    }
-
-    /// The handler's error that was kept, and whether it came from the record.
-    pub fn kept(&self) -> Option<(&E, bool)> {
-        match self {
-            Self::Failed { error, disposition: Disposition::Keep, replayed } => {
-                Some((error, *replayed))
-            }
-            _ => None,
         }
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct ErrorRules<E> {
 /// Errors that can be kept, because their type can be written and read.
 struct Keep<E> {
     when: Predicate<E>,
-    round_trip: fn(&E) -> Option<(Bytes, E)>,
+    round_trip: fn(E) -> (Option<Bytes>, E),
     decode: fn(&[u8]) -> serde_json::Result<E>,
 }
 
@@ -82,7 +82,7 @@ impl<E: Send + 'static> ErrorRules<E> {
             Ok(value) => Ok(Done { value, replayed: false, attempt: None, recorded: false }),
             Err(error) => {
                 let disposition = self.disposition(&error);
-                Err(OnceError::Failed { error, disposition, replayed: false })
+                Err(OnceError::Failed { error, disposition, replayed: false, recorded: false })
             }
         }
     }
@@ -98,23 +98,20 @@ impl<E: Send + 'static> ErrorRules<E> {
         T: Serialize + DeserializeOwned + Send + 'static,
     {
         let (status, kept, result) = match result {
-            Ok(value) => match round_trip(&value) {
-                Some((bytes, read)) => (StatusCode::OK, Some(bytes), Ok(read)),
-                None => (StatusCode::OK, None, Ok(value)),
-            },
+            Ok(value) => {
+                let (kept, value) = round_trip(value);
+                (StatusCode::OK, kept, Ok(value))
+            }
             Err(error) => match (self.disposition(&error), &self.keep) {
-                (Disposition::Keep, Some(keep)) => match (keep.round_trip)(&error) {
-                    Some((bytes, read)) => {
-                        (KEPT_ERROR, Some(bytes), Err((read, Disposition::Keep)))
-                    }
-                    None => (KEPT_ERROR, None, Err((error, Disposition::Keep))),
-                },
+                (Disposition::Keep, Some(keep)) => {
+                    let (kept, error) = (keep.round_trip)(error);
+                    (KEPT_ERROR, kept, Err((error, Disposition::Keep)))
+                }
                 (Disposition::Release, _) => {
-                    let released = Err((error, Disposition::Release));
+                    let given = Given::<T, E>::new(Err((error, Disposition::Release)), attempt);
                     let mut response = Response::new(Full::default());
                     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    let outcome = OutcomeOverrule::Release;
-                    return Ok(self.with(response, outcome, Given::<T, E>::new(released, attempt)));
+                    return Ok(self.with(response, OutcomeOverrule::Release, given));
                 }
                 _ => return Err(error),
             },
@@ -163,7 +160,8 @@ impl<E: Send + 'static> ErrorRules<E> {
             return match result {
                 Ok(value) => Ok(Done { value, replayed: false, attempt, recorded }),
                 Err((error, disposition)) => {
-                    Err(OnceError::Failed { error, disposition, replayed: false })
+                    let recorded = recorded && disposition == Disposition::Keep;
+                    Err(OnceError::Failed { error, disposition, replayed: false, recorded })
                 }
             };
         }
@@ -174,7 +172,7 @@ impl<E: Send + 'static> ErrorRules<E> {
         match (head.status, &self.keep) {
             (KEPT_ERROR, Some(keep)) => {
                 let error = (keep.decode)(&body).map_err(OnceError::Undecodable)?;
-                Err(OnceError::Failed { error, disposition: Disposition::Keep, replayed })
+                Err(OnceError::Failed { error, disposition: Disposition::Keep, replayed, recorded })
             }
             // It was kept by a build that could read it.
             (KEPT_ERROR, None) => Err(OnceError::Undecodable(de::Error::custom(
@@ -190,7 +188,8 @@ impl<E: Send + 'static> ErrorRules<E> {
 
 impl<E> OnceError<E> {
     pub(crate) fn ambiguous(error: E) -> Self {
-        Self::Failed { error, disposition: Disposition::GiveUp, replayed: false }
+        let disposition = Disposition::GiveUp;
+        Self::Failed { error, disposition, replayed: false, recorded: false }
     }
 }
 
@@ -213,17 +212,20 @@ impl<E> Clone for ErrorRules<E> {
     }
 }
 
-/// A value as it is kept, and as every retry reads it: the first caller gets no other. `None` if it
-/// can't be written, or can't be read again.
-fn round_trip<T: Serialize + DeserializeOwned>(value: &T) -> Option<(Bytes, T)> {
-    let kept = serde_json::to_vec(value).and_then(|bytes| {
+/// A value as it is kept, and as every retry reads it: the first caller gets no other. It is not
+/// kept if it can't be written, or can't be read again.
+fn round_trip<T: Serialize + DeserializeOwned>(value: T) -> (Option<Bytes>, T) {
+    let kept = serde_json::to_vec(&value).and_then(|bytes| {
         let read = serde_json::from_slice(&bytes)?;
         Ok((Bytes::from(bytes), read))
     });
-    // S3: the error's text may quote the value.
-    kept.inspect_err(|error| {
-        let category = error.classify();
-        tracing::error!(?category, "a result can't be kept: a retry learns only that it was done");
-    })
-    .ok()
+    match kept {
+        Ok((bytes, read)) => (Some(bytes), read),
+        Err(error) => {
+            // S3: the error's text may quote the value.
+            let category = error.classify();
+            tracing::error!(?category, "a result can't be kept: a retry learns that it was done");
+            (None, value)
+        }
+    }
 }

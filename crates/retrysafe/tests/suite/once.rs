@@ -750,6 +750,24 @@ async fn r7_a_value_that_was_not_recorded_says_so() {
     assert_eq!(runs.now(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn r7_a_kept_error_that_was_not_recorded_says_so() {
+    let memory = MemoryStore::builder().clock(Arc::new(TokioClock::new())).build().unwrap();
+    let store = Faulty::new(memory);
+    let once = on(&store).build().unwrap();
+    let runs = Count::default();
+    store.script().next(Verb::Complete, Fault::FailBefore);
+    for (expected, was_replayed) in [(false, false), (true, true)] {
+        let declined = failing!(once, runs, "k", Refusal::Declined).keep_if(|_| true).await;
+        let Err(OnceError::Failed { replayed, recorded, .. }) = declined else {
+            panic!("{declined:?}")
+        };
+        assert_eq!((recorded, replayed), (expected, was_replayed));
+        once.engine().drain().await;
+    }
+    assert_eq!(runs.now(), 1);
+}
+
 #[tokio::test]
 async fn s3_debug_shows_no_key_scope_input_or_value() {
     let (_, once) = default_once();
