@@ -160,11 +160,15 @@ pub use self::{
 #[doc = include_str!("../../../README.md")]
 struct Readme;
 
-/// So does the code of the guides.
+/// So does that of the guides.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/guides/once.md")]
-struct OnceGuide;
-
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/guides/batches.md")]
-struct BatchesGuide;
+mod guides {
+    #[doc = include_str!("../../../docs/guides/axum.md")]
+    struct Axum;
+    #[doc = include_str!("../../../docs/guides/batches.md")]
+    struct Batches;
+    #[doc = include_str!("../../../docs/guides/moving-from-a-redis-middleware.md")]
+    struct MovingFromARedisMiddleware;
+    #[doc = include_str!("../../../docs/guides/once.md")]
+    struct Once;
+}

@@ -56,8 +56,14 @@
 //! ```
 //!
 //! To follow it in the code: [`IdempotencyService`] (which requests are guarded), `guard.rs` (key,
-//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the handler to the record), [`Engine`] (every call to
-//! the store), and [`store`] (what a store does).
+//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the
+//! handler to the record), [`Engine`] (every call to the store), and [`store`] (what a store does).
+//!
+//! # Any function
+//!
+//! [`Once`] does the same for what is no request: a consumer, a job, a webhook's work. It goes the same
+//! way from `settle.rs` on, with the operation's name in the place of method and path. A [`Batch`] is
+//! many of them.
 //!
 //! # Order of layers
 //!
@@ -103,3 +109,8 @@ pub use self::{
     scope::ScopeFrom,
     service::IdempotencyService,
 };
+
+/// The guide's Rust code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/tower.md")]
+struct Guide;

@@ -5,6 +5,7 @@
 mod batches;
 mod connection;
 mod extractors;
+mod layers;
 mod once;
 mod overrule;
 mod placement;
