@@ -81,6 +81,35 @@
 //! - [`Overrule`] in a response says what becomes of its record, whatever the policy says.
 //! - [`StreamedResponse`] in a response says that it is a stream; server-sent events need no mark.
 //!
+//! # Without a layer
+//!
+//! A handler can keep its own response, in one line: [`Once::respond`]. It decides itself what the
+//! operation is called, whose key it is and what is compared; [`Key`] reads the key.
+//!
+//! ```
+//! use axum::{Json, Router, extract::State, response::IntoResponse, routing::post};
+//! use retrysafe_axum::{Key, MemoryStore, Once, Scope};
+//! use serde_json::{Value, json};
+//!
+//! async fn create_order(
+//!     State(once): State<Once<MemoryStore>>,
+//!     Key(key): Key,
+//!     Json(order): Json<Value>,
+//! ) -> impl IntoResponse {
+//!     let reply = json!({ "ordered": order["item"] });
+//!     once.respond("create_order", &Scope::shared(), key.as_str(), &order, |_context| async move {
+//!         Json(reply).into_response() // whatever has to happen once happens here
+//!     })
+//!     .await
+//! }
+//!
+//! let once = Once::builder(MemoryStore::new()).build()?;
+//! let app: Router = Router::new().route("/orders", post(create_order)).with_state(once);
+//! # Ok::<(), retrysafe_axum::ConfigError>(())
+//! ```
+//!
+//! An endpoint that takes many items, each with a key of its own, answers with a [`MultiStatus`].
+//!
 //! # At shutdown
 //!
 //! A handler goes on when its client has hung up, and so may outlive the server. Wait for it:
@@ -108,6 +137,7 @@
 mod extract;
 mod future;
 mod layer;
+mod multi_status;
 mod respond;
 mod router;
 mod service;
@@ -119,6 +149,7 @@ pub use self::{
     extract::{CurrentAttempt, Key, Rejection},
     future::ResponseFuture,
     layer::IdempotencyLayer,
+    multi_status::MultiStatus,
     respond::{Overrule, StreamedResponse},
     router::IdempotentRouter,
     service::IdempotencyService,
@@ -134,6 +165,10 @@ struct Readme;
 mod guides {
     #[doc = include_str!("../../../docs/guides/axum.md")]
     struct Axum;
+    #[doc = include_str!("../../../docs/guides/batches.md")]
+    struct Batches;
     #[doc = include_str!("../../../docs/guides/moving-from-a-redis-middleware.md")]
     struct MovingFromARedisMiddleware;
+    #[doc = include_str!("../../../docs/guides/once.md")]
+    struct Once;
 }

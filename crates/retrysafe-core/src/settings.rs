@@ -320,18 +320,19 @@ pub struct Unknown {
     pub context: crate::Attempt,
 }
 
-/// What a reconciling function found out. `Debug` shows no response.
-pub enum Reconciled {
-    /// It happened, and this is the response.
-    Happened(Response<Bytes>),
+/// What a reconciling function found out: with a response, or with the value of a function that has
+/// no response. `Debug` shows neither.
+pub enum Reconciled<R = Response<Bytes>> {
+    /// It happened, and this is what came of it.
+    Happened(R),
     /// It did not happen: run it.
     DidNotHappen,
-    /// Nobody can tell yet: 409 `outcome_unknown`.
+    /// Nobody can tell yet: `outcome_unknown`.
     StillUnknown,
 }
 
 // S3: the response is not shown.
-impl fmt::Debug for Reconciled {
+impl<R> fmt::Debug for Reconciled<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Happened(_) => "Happened(..)",

@@ -196,6 +196,11 @@ pub(crate) struct ReadAhead<B> {
 }
 
 impl<B> ReadAhead<B> {
+    /// A body that is at hand.
+    pub(crate) fn known(body: Bytes) -> Self {
+        Self { frames: [body].into(), trailers: None, rest: None, content_length: None }
+    }
+
     /// The whole body, if it ended within `inline_body`.
     pub(crate) fn whole(&self) -> Option<&Bytes> {
         self.frames.first().filter(|_| self.rest.is_none())

@@ -115,6 +115,10 @@ impl<S: Store> Engine<S> {
         &*self.0.clock
     }
 
+    pub(crate) fn entropy(&self) -> &dyn Entropy {
+        &*self.0.entropy
+    }
+
     pub(crate) fn room(&self) -> &Arc<WaitingRoom> {
         &self.0.room
     }

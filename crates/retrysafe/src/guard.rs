@@ -15,7 +15,7 @@ use retrysafe_core::{
 };
 use sha2::{Digest as _, Sha256};
 use tower_service::Service;
-use tracing::{Instrument as _, field::Empty};
+use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     answers::incomplete_body,
@@ -118,17 +118,22 @@ impl<S: Store> Guard<S> {
                     return Ok(self.refuse(&problem, RequestOutcome::Rejected, None, None));
                 }
             };
-            let span = tracing::info_span!(
-                "idempotency",
-                operation = %request.id,
-                store = self.engine.about().engine,
-                route = &*self.settings.route,
-                outcome = Empty,
-                attempt = Empty,
-                first_trace = Empty,
-            );
+            let span = self.span(&request.id);
             self.settle(inner, request).instrument(span).await
         }
+    }
+
+    /// The span of one guarded request, or of one call of a function.
+    pub(crate) fn span(&self, id: &OperationId) -> Span {
+        tracing::info_span!(
+            "idempotency",
+            operation = %id,
+            store = self.engine.about().engine,
+            route = &*self.settings.route,
+            outcome = Empty,
+            attempt = Empty,
+            first_trace = Empty,
+        )
     }
 
     fn prepare<B>(

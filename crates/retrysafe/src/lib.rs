@@ -59,6 +59,12 @@
 //! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the
 //! handler to the record), [`Engine`] (every call to the store), and [`store`] (what a store does).
 //!
+//! # Any function
+//!
+//! [`Once`] does the same for what is no request: a consumer, a job, a webhook's work. It goes the same
+//! way from `settle.rs` on, with the operation's name in the place of method and path. A [`Batch`] is
+//! many of them.
+//!
 //! # Order of layers
 //!
 //! Put the layer inside of authentication (it needs to know who calls), inside of rate limits and
@@ -72,6 +78,7 @@
 //! its lease is over.
 
 mod answers;
+mod batch;
 mod body;
 mod door;
 mod engine;
@@ -81,6 +88,7 @@ mod guard;
 mod keeper;
 mod layer;
 mod observe;
+mod once;
 mod run;
 mod scope;
 mod service;
@@ -91,10 +99,12 @@ mod waiting;
 pub use retrysafe_core::*;
 
 pub use self::{
+    batch::{Batch, BatchItem, BatchProgress, BatchReport},
     body::{BoxError, RequestBody, ResponseBody},
     engine::{Engine, EngineBuilder},
     future::ResponseFuture,
     layer::{IdempotencyLayer, IdempotencyLayerBuilder},
+    once::{Done, Once, OnceBuilder, OnceContext, OnceError, OnceRun, Unnamed},
     run::StreamedResponse,
     scope::ScopeFrom,
     service::IdempotencyService,

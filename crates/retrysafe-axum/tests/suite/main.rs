@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
+mod batches;
 mod connection;
 mod extractors;
 mod layers;
+mod once;
 mod overrule;
 mod placement;
 mod replay;

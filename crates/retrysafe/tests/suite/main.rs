@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says where")]
 
+mod batch;
 mod bodies;
 mod common;
 mod decisions;
@@ -11,6 +12,8 @@ mod dropped;
 mod executions;
 mod keys;
 mod lessons;
+mod once;
+mod once_lessons;
 mod outcomes;
 mod privacy;
 mod recording;

@@ -348,7 +348,7 @@ async fn d4_d5_a_store_that_does_not_answer() {
 }
 
 /// A store that answers every claim with one kind of error.
-struct Down(MemoryStore, StoreErrorKind);
+pub(crate) struct Down(pub(crate) MemoryStore, pub(crate) StoreErrorKind);
 
 impl Store for Down {
     fn about(&self) -> About {

@@ -1,0 +1,153 @@
+//! The answer of a batch endpoint.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use retrysafe::{BatchReport, Disposition, Done, OnceError, ProblemStyle};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// What came of a batch, as a response: 207, with a status and a result for each item.
+///
+/// ```
+/// use axum::{Json, Router, extract::State, routing::post};
+/// use retrysafe_axum::{MemoryStore, MultiStatus, Once, Scope};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Order { key: String, item: String }
+///
+/// #[derive(Serialize, Deserialize)]
+/// enum Refusal { SoldOut }
+///
+/// async fn create_orders(
+///     State(once): State<Once<MemoryStore>>,
+///     Json(orders): Json<Vec<Order>>,
+/// ) -> MultiStatus<String, Refusal> {
+///     let scope = Scope::shared();
+///     let placed = once
+///         .run_each("create_order", &scope, orders, |order| order.key.clone(), |order, _| async move {
+///             Ok(format!("a {} is on its way", order.item))
+///         })
+///         .keep_if(|refusal| matches!(refusal, Refusal::SoldOut));
+///     MultiStatus::new(placed.await)
+/// }
+///
+/// let once = Once::builder(MemoryStore::new()).build()?;
+/// let app: Router = Router::new().route("/orders/batch", post(create_orders)).with_state(once);
+/// # Ok::<(), retrysafe_axum::ConfigError>(())
+/// ```
+///
+/// The body is a JSON object with the counts `executed`, `replayed` and `failed`, and with `items`,
+/// in the order of the request:
+///
+/// | member of an item | is there |
+/// |---|---|
+/// | `status` | always: what the item alone would have been answered with |
+/// | `value` | if the handler gave one |
+/// | `error` | if the handler gave an error that was kept |
+/// | `problem` | otherwise; nothing of an error that was not kept is shown |
+/// | `retry_after`, in seconds | if the problem says when to try again |
+/// | `replayed`: `true` | if it was finished before |
+/// | `recorded`: `false` | if a retry may run it again (R7) |
+///
+/// A client sends the whole batch again until no item has a problem that a retry can settle.
+#[derive(Debug)]
+pub struct MultiStatus<T, E> {
+    report: BatchReport<T, E>,
+    problems: ProblemStyle,
+}
+
+impl<T, E> MultiStatus<T, E> {
+    /// The response to a batch.
+    pub fn new(report: BatchReport<T, E>) -> Self {
+        Self { report, problems: ProblemStyle::default() }
+    }
+
+    /// How problems are rendered: as the `problems` of the `Once`'s settings, if those were changed.
+    pub fn problems(mut self, style: ProblemStyle) -> Self {
+        self.problems = style;
+        self
+    }
+
+    fn item(&self, result: &Result<Done<T>, OnceError<E>>) -> Value
+    where
+        T: Serialize,
+        E: Serialize,
+    {
+        let mut item = Map::new();
+        let shown = match result {
+            Ok(done) => {
+                put_if(&mut item, done.replayed, "replayed", true);
+                put_if(&mut item, !done.recorded, "recorded", false);
+                put(&mut item, StatusCode::OK, "value", &done.value)
+            }
+            Err(
+                failed @ OnceError::Failed {
+                    error,
+                    disposition: Disposition::Keep,
+                    replayed,
+                    recorded,
+                    ..
+                },
+            ) => {
+                put_if(&mut item, *replayed, "replayed", true);
+                put_if(&mut item, !*recorded, "recorded", false);
+                put(&mut item, failed.status(&self.problems), "error", error)
+            }
+            Err(failed) => {
+                self.put_problem(&mut item, failed);
+                Ok(())
+            }
+        };
+        if let Err(error) = shown {
+            // It was done, and there is no way to say with what result.
+            self.put_problem(&mut item, &OnceError::<E>::Undecodable(error));
+        }
+        Value::Object(item)
+    }
+
+    fn put_problem(&self, item: &mut Map<String, Value>, failed: &OnceError<E>) {
+        let rendered = self.problems.render(&failed.to_problem());
+        item.insert("status".to_owned(), rendered.status().as_u16().into());
+        let problem = serde_json::from_slice(rendered.body())
+            .unwrap_or_else(|_| String::from_utf8_lossy(rendered.body()).into());
+        item.insert("problem".to_owned(), problem);
+        let after = rendered.headers().get(header::RETRY_AFTER);
+        if let Some(seconds) = after.and_then(|it| it.to_str().ok()?.parse::<u64>().ok()) {
+            item.insert("retry_after".to_owned(), seconds.into());
+        }
+    }
+}
+
+impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
+    fn into_response(self) -> Response {
+        let items: Vec<_> = self.report.items.iter().map(|result| self.item(result)).collect();
+        let BatchReport { executed, replayed, failed, .. } = self.report;
+        let body = json!({
+            "executed": executed,
+            "replayed": replayed,
+            "failed": failed,
+            "items": items,
+        });
+        let json = HeaderValue::from_static("application/json");
+        let headers = [(header::CONTENT_TYPE, json)];
+        (StatusCode::MULTI_STATUS, headers, body.to_string()).into_response()
+    }
+}
+
+fn put(
+    item: &mut Map<String, Value>,
+    status: StatusCode,
+    name: &str,
+    value: &impl Serialize,
+) -> serde_json::Result<()> {
+    item.insert(name.to_owned(), serde_json::to_value(value)?);
+    item.insert("status".to_owned(), status.as_u16().into());
+    Ok(())
+}
+
+fn put_if(item: &mut Map<String, Value>, is_so: bool, name: &str, value: bool) {
+    if is_so {
+        item.insert(name.to_owned(), value.into());
+    }
+}

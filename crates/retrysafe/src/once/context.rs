@@ -1,0 +1,75 @@
+//! What the handler of a call is told (E3).
+
+use std::fmt;
+
+use retrysafe_core::{Attempt, Entropy, OperationId};
+
+/// The context of one run of a handler: the attempt that it is, or that nothing protects it.
+///
+/// A run is unprotected if its call has no key ([`Unnamed::RunUnprotected`](crate::Unnamed)), or if
+/// the store could not be reached and that was allowed
+/// ([`OnStoreFailure::Bypass`](crate::OnStoreFailure)). What is told here errs on the safe side then.
+#[derive(Clone)]
+pub struct OnceContext {
+    operation: OperationId,
+    attempt: Option<Attempt>,
+    named: bool,
+}
+
+impl OnceContext {
+    pub(crate) fn named(operation: OperationId, attempt: Option<Attempt>) -> Self {
+        Self { operation, attempt, named: true }
+    }
+
+    /// A call without a key is an operation of its own.
+    pub(crate) fn unnamed(entropy: &dyn Entropy) -> Self {
+        let mut id = [0; 32];
+        let (one, other) = id.split_at_mut(16);
+        one.copy_from_slice(&entropy.next_u128().to_be_bytes());
+        other.copy_from_slice(&entropy.next_u128().to_be_bytes());
+        Self { operation: OperationId::from_bytes(id), attempt: None, named: false }
+    }
+
+    /// The attempt, with key and scope; `None` if nothing protects this run.
+    pub fn attempt(&self) -> Option<&Attempt> {
+        self.attempt.as_ref()
+    }
+
+    /// The operation; shown as it is in logs. A call without a key has one of its own each time.
+    pub fn operation(&self) -> &OperationId {
+        &self.operation
+    }
+
+    /// The number of the attempt, from 1; 0 if nothing protects this run.
+    pub fn number(&self) -> u32 {
+        self.attempt.as_ref().map_or(0, Attempt::number)
+    }
+
+    /// Grows with every attempt of the operation (ST5). It is 0, below every attempt's, if nothing
+    /// protects this run.
+    pub fn fence(&self) -> u64 {
+        self.attempt.as_ref().map_or(0, Attempt::fence)
+    }
+
+    /// Whether an earlier attempt may have done it, and nobody knows: look before you act, or use
+    /// [`derive_key`](Self::derive_key). True as well if the store could not be asked.
+    pub fn previous_vanished(&self) -> bool {
+        self.attempt.as_ref().map_or(self.named, Attempt::previous_vanished)
+    }
+
+    /// A key for a step of this operation, to hand to another service. It depends on the operation
+    /// and the step alone, never on the attempt.
+    pub fn derive_key(&self, step: &str) -> String {
+        self.operation.derive_key(step)
+    }
+}
+
+// S3: neither key nor scope is shown.
+impl fmt::Debug for OnceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnceContext")
+            .field("operation", &self.operation)
+            .field("attempt", &self.attempt)
+            .finish()
+    }
+}

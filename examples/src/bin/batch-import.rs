@@ -1,0 +1,253 @@
+//! Imports the lines of a CSV file, each once, however often it is killed and started again.
+//!
+//! Importing a line means to append it to `--out`, which stands for whatever a real import writes to.
+
+use std::{
+    collections::HashSet,
+    fmt::{self, Display},
+    fs::{File, TryLockError},
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use retrysafe_axum::{OnInFlight, Once, Reconciled, Scope, Unknown};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+/// Imports the lines of a CSV file (id,customer,cents), each once.
+#[derive(Parser)]
+struct Arguments {
+    /// The lines to import.
+    file: PathBuf,
+
+    /// Where records are kept: sqlite:PATH, redis://HOST, redis-cluster://HOST,HOST,
+    /// postgres://HOST/DATABASE, mysql://HOST/DATABASE or nats://HOST,HOST.
+    #[arg(long)]
+    store: String,
+
+    /// What the lines are appended to. It belongs to the store: neither is of use without the other.
+    #[arg(long)]
+    out: PathBuf,
+
+    /// How many lines are under way at once.
+    #[arg(long, default_value_t = 64)]
+    concurrency: usize,
+}
+
+/// How long the lines that were under way in a process that was killed stay claimed by it.
+const LEASE: Duration = Duration::from_secs(5);
+/// For how long an import may be started again without importing anything twice.
+const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, line)) => {
+            eprintln!("batch-import: {line}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
+    let failed = |what: &str, error: &dyn Display| (1, format!("{what}: {error}"));
+    let file = |path: &Path, error: &dyn Display| failed(&path.display().to_string(), error);
+
+    // All of them before the first is imported: a file that can't be read imports nothing.
+    let lines = read_lines(&arguments.file).map_err(|error| file(&arguments.file, &error))?;
+    let out = Out::open(&arguments.out).map_err(|error| file(&arguments.out, &error))?;
+    let target = arguments.out.canonicalize().map_err(|error| file(&arguments.out, &error))?;
+
+    let opened = match retrysafe_stores::open(&arguments.store).await {
+        Ok(opened) => opened,
+        Err(error) if error.is_config() => return Err((2, format!("--store: {error}"))),
+        Err(error) => return Err(failed("the store can't be opened", &error)),
+    };
+    let once = Once::builder(opened.store)
+        .namespace("batch-import")
+        .lease(LEASE)
+        .retention(RETENTION)
+        // What a killed import had under way is still claimed by it for a moment.
+        .on_in_flight(OnInFlight::wait(6 * LEASE))
+        .build()
+        .map_err(|error| (2, error.to_string()))?;
+
+    let bar = progress_bar(lines.len());
+    let (shown, append, look) = (bar.clone(), out.clone(), out.clone());
+    let ids: Vec<_> = lines.iter().map(|line| line.id.clone()).collect();
+    let report = once
+        .run_each(
+            "import",
+            // The same lines in another file are another import.
+            &Scope::from_bytes(target.as_os_str().as_encoded_bytes()),
+            lines,
+            |line| line.id.clone(),
+            move |line, _| {
+                let out = append.clone();
+                async move { out.append(&line).await }
+            },
+        )
+        .concurrency(arguments.concurrency)
+        // A process may die between appending a line and recording it. Only --out knows then, so it
+        // is asked before the line is appended again.
+        .reconcile(move |unknown: Unknown| {
+            let out = look.clone();
+            async move {
+                match out.has(unknown.context.key().as_str()) {
+                    true => Reconciled::Happened(()),
+                    false => Reconciled::DidNotHappen,
+                }
+            }
+        })
+        .on_progress(move |progress| shown.set_position(progress.finished() as u64))
+        .await;
+    bar.finish_and_clear();
+
+    // The record of a line that is gone says that it was imported, so it is not imported again:
+    // somebody has to know.
+    let of = || ids.iter().zip(&report.items);
+    let gone: Vec<_> = of().filter(|(id, it)| it.is_ok() && !out.has(id)).collect();
+    gone.iter().for_each(|(id, _)| eprintln!("batch-import: {id}: was imported, and is gone"));
+    for (id, error) in of().filter_map(|(id, it)| Some((id, it.as_ref().err()?))) {
+        eprintln!("batch-import: {id}: {error}");
+    }
+    let missing = report.failed + gone.len();
+    println!(
+        "{} lines: {} imported, {} imported before, {} failed",
+        report.items.len(),
+        report.executed,
+        report.replayed - gone.len(),
+        missing
+    );
+    match missing {
+        0 => Ok(()),
+        some => Err((1, format!("{some} lines are not in {}", arguments.out.display()))),
+    }
+}
+
+/// A line of the file: what is imported, and what a line is compared by.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    id: String,
+    customer: String,
+    cents: i64,
+}
+
+fn read_lines(path: &Path) -> Result<Vec<Line>, csv::Error> {
+    csv::Reader::from_path(path)?.into_deserialize().collect()
+}
+
+fn progress_bar(lines: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} lines, {eta} left");
+    let bar = ProgressBar::new(lines as u64);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// The file that lines are appended to, and the ids of those that are in it.
+#[derive(Clone)]
+struct Out {
+    appends: mpsc::Sender<Append>,
+    ids: Arc<Mutex<HashSet<String>>>,
+}
+
+struct Append {
+    id: String,
+    text: Vec<u8>,
+    written: oneshot::Sender<Result<(), NotWritten>>,
+}
+
+#[derive(Clone, Debug)]
+struct NotWritten(String);
+
+impl Display for NotWritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotWritten {}
+
+impl Out {
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut file = File::options().read(true).append(true).create(true).open(path)?;
+        // Two imports at once would not see each other's lines.
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another import is writing to it"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        // A process that was killed, or a disk that was full, may have left half a line.
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        file.set_len(whole as u64)?;
+        let mut ids = HashSet::new();
+        let mut reader = csv::ReaderBuilder::new();
+        for line in reader.has_headers(false).from_reader(&text[..whole]).deserialize() {
+            let Line { id, .. } = line?;
+            ids.insert(id);
+        }
+        let (appends, queue) = mpsc::channel(256);
+        let ids = Arc::new(Mutex::new(ids));
+        let known = ids.clone();
+        thread::spawn(move || write_appends(file, whole as u64, queue, &known));
+        Ok(Self { appends, ids })
+    }
+
+    /// Appends a line. It is on the disk when this is over.
+    async fn append(&self, line: &Line) -> Result<(), NotWritten> {
+        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        writer.serialize(line).map_err(|error| NotWritten(error.to_string()))?;
+        let text = writer.into_inner().map_err(|error| NotWritten(error.to_string()))?;
+        let (written, told) = oneshot::channel();
+        let stopped = || NotWritten("the file is no longer written to".to_owned());
+        let append = Append { id: line.id.clone(), text, written };
+        self.appends.send(append).await.map_err(|_| stopped())?;
+        told.await.map_err(|_| stopped())?
+    }
+
+    fn has(&self, id: &str) -> bool {
+        locked(&self.ids).contains(id)
+    }
+}
+
+/// Writes what is waiting in one go, so that many lines share one wait for the disk.
+fn write_appends(
+    mut file: File,
+    mut length: u64,
+    mut appends: mpsc::Receiver<Append>,
+    ids: &Mutex<HashSet<String>>,
+) {
+    let mut waiting = Vec::new();
+    while appends.blocking_recv_many(&mut waiting, 256) > 0 {
+        let text: Vec<_> = waiting.iter().flat_map(|append| &append.text).copied().collect();
+        let written = file.write_all(&text).and_then(|()| file.sync_data());
+        match &written {
+            Ok(()) => {
+                length += text.len() as u64;
+                locked(ids).extend(waiting.iter().map(|append| append.id.clone()));
+            }
+            // Nothing of it may stay, or nobody would know of it.
+            Err(_) if file.set_len(length).is_ok() => {}
+            Err(_) => return,
+        }
+        let told = written.map_err(|error| NotWritten(error.to_string()));
+        for append in waiting.drain(..) {
+            let _ = append.written.send(told.clone());
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
