@@ -63,10 +63,7 @@ pub struct Idempotency<S>(retrysafe::IdempotencyLayer<S>);
 
 impl<S: Store> Idempotency<S> {
     /// A middleware on a store of its own, and where the scope of a request comes from.
-    pub fn builder(
-        store: S,
-        scope: impl Into<ScopeFrom>,
-    ) -> IdempotencyLayerBuilder<S, Self> {
+    pub fn builder(store: S, scope: impl Into<ScopeFrom>) -> IdempotencyLayerBuilder<S, Self> {
         let engine = background().and_then(|it| Engine::builder(store).renew_on(it).build());
         retrysafe::IdempotencyLayer::on(engine, scope.into()).local().adapted()
     }

@@ -24,13 +24,8 @@ use crate::{aside::Aside, head};
 /// # Errors
 ///
 /// If its URI is none for our `http`.
-pub(crate) fn incoming(
-    request: ServiceRequest,
-) -> Result<(Request<Incoming>, Aside), Box<(InvalidUri, ServiceRequest)>> {
-    let uri = match head::uri(request.uri()) {
-        Ok(uri) => uri,
-        Err(invalid) => return Err(Box::new((invalid, request))),
-    };
+pub(crate) fn incoming(request: ServiceRequest) -> Result<(Request<Incoming>, Aside), InvalidUri> {
+    let uri = head::uri(request.uri())?;
     let (request, payload) = request.into_parts();
     let mut ours = Request::new(Incoming(SendWrapper::new(payload)));
     *ours.uri_mut() = uri;
@@ -50,9 +45,7 @@ pub(crate) fn incoming(
 
 /// Makes the handler's request of its own [`HttpRequest`](actix_web::HttpRequest), which knows what
 /// has matched, the app's data and the connection.
-pub(crate) fn outgoing(
-    request: Request<RequestBody<Incoming>>,
-) -> Option<(ServiceRequest, Aside)> {
+pub(crate) fn outgoing(request: Request<RequestBody<Incoming>>) -> Option<(ServiceRequest, Aside)> {
     let (mut parts, body) = request.into_parts();
     let aside: Aside = parts.extensions.remove()?;
     let own = aside.take_request()?;

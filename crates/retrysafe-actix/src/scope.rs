@@ -71,9 +71,7 @@ impl ScopeFrom {
     /// From the user's own function of the request. It must not keep a clone of the request: Actix
     /// panics when it has to change one that is shared.
     pub fn function(find: impl Fn(&HttpRequest) -> Option<Scope> + Send + Sync + 'static) -> Self {
-        Self(retrysafe::ScopeFrom::function(move |parts| {
-            Aside::of(&parts.extensions)?.look(&find)
-        }))
+        Self(retrysafe::ScopeFrom::function(move |parts| Aside::of(&parts.extensions)?.look(&find)))
     }
 
     /// From the user's own async function. It is given the request and must neither borrow from it

@@ -61,7 +61,7 @@ where
                 ResponseFuture::guarded(self.guarded.clone().call(request), aside)
             }
             // K3: nothing runs unprotected because it can't be read.
-            Err(unreadable) => ResponseFuture::refused(ErrorBadRequest(unreadable.0)),
+            Err(invalid) => ResponseFuture::refused(ErrorBadRequest(invalid)),
         }
     }
 }
