@@ -103,6 +103,11 @@ impl<S: Store> Engine<S> {
         self.0.tasks.len()
     }
 
+    /// Whether leases are renewed where no handler can block that.
+    pub(crate) fn renews_elsewhere(&self) -> bool {
+        self.0.background.is_some()
+    }
+
     pub(crate) fn downgrade(&self) -> WeakEngine<S> {
         WeakEngine(Arc::downgrade(&self.0))
     }
@@ -257,7 +262,8 @@ impl<S: Store> Engine<S> {
     ) -> Result<(), StoreError> {
         // Not a call that is measured: it is meant to take long.
         let longest = within.saturating_add(deadline);
-        match timeout(longest, self.0.store.changed(id, seen, within)).await {
+        let change = self.at_home(self.0.store.changed(id, seen, within));
+        match timeout(longest, change).await {
             Ok(answer) => answer,
             Err(_) => Err(late("changed", deadline)),
         }
@@ -298,7 +304,12 @@ impl<S: Store> Engine<S> {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
+        let call = self.at_home(call);
         Call { calls: &self.0.calls, verb, sent: Instant::now(), deadline, timer: None, call }
+    }
+
+    fn at_home<F>(&self, call: F) -> AtHome<'_, F> {
+        AtHome { home: self.0.background.as_ref(), call }
     }
 
     /// R8: the engine sweeps by itself, from its first request on, until it is dropped.
@@ -418,7 +429,28 @@ pin_project! {
         // this process needs none.
         timer: Option<Pin<Box<Sleep>>>,
         #[pin]
+        call: AtHome<'a, F>,
+    }
+}
+
+pin_project! {
+    /// What a store does, wherever it is polled, in the runtime that the leases are renewed on. A
+    /// connection that it opens lives there: on the runtime of who asked first, a handler that blocks
+    /// that would block the connection with it, and the renewals that need it (E2).
+    struct AtHome<'a, F> {
+        home: Option<&'a Handle>,
+        #[pin]
         call: F,
+    }
+}
+
+impl<F: Future> Future for AtHome<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _entered = this.home.map(Handle::enter);
+        this.call.poll(cx)
     }
 }
 
@@ -477,8 +509,9 @@ impl<S: Store> EngineBuilder<S> {
         self
     }
 
-    /// Renews leases and sweeps on a runtime of its own, instead of the one that serves requests.
-    /// For runtimes of one thread: a handler that blocks it would stop the renewals with it (E2).
+    /// Renews leases and sweeps on a runtime of its own, instead of the one that serves requests, and
+    /// calls the store in its context: there live the connections that the store opens. For runtimes
+    /// of one thread: a handler that blocks it would stop the renewals with it (E2).
     pub fn renew_on(mut self, runtime: Handle) -> Self {
         self.background = Some(runtime);
         self

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, Uri, request::Parts};
+use http::{HeaderName, Method, Request, Response, Uri, request::Parts};
 use http_body::Body;
 use retrysafe_core::{
     Attempt, Code, Fingerprint, Fingerprinter, IdempotencyKey, KeySource, OperationId, Problem,
@@ -80,13 +80,21 @@ enum Ready<B> {
 impl<S: Store> Guard<S> {
     /// Whether a request is guarded at all. One that is not keeps its inner future, unboxed.
     pub(crate) fn covers<B>(&self, request: &Request<B>) -> bool {
+        self.may_cover(request.method(), |name| request.headers().contains_key(name))
+            && self.covered.as_ref().is_none_or(|covered| covered(request.uri()))
+    }
+
+    /// The same without the URI.
+    pub(crate) fn may_cover(
+        &self,
+        method: &Method,
+        carries: impl FnOnce(&HeaderName) -> bool,
+    ) -> bool {
         let settings = &*self.settings;
         let named = settings.require_key
             || !matches!(settings.key_source, KeySource::Header)
-            || request.headers().contains_key(settings.key.header_name());
-        named
-            && settings.methods.cover(request.method())
-            && self.covered.as_ref().is_none_or(|covered| covered(request.uri()))
+            || carries(settings.key.header_name());
+        named && settings.methods.cover(method)
     }
 
     /// Answers a guarded request. `inner` is ready.

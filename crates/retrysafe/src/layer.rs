@@ -2,7 +2,7 @@
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
-use http::{Uri, request::Parts};
+use http::{HeaderName, Method, Uri, request::Parts};
 use retrysafe_core::{
     ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store,
 };
@@ -63,18 +63,23 @@ pub struct IdempotencyLayer<S> {
 impl<S: Store> IdempotencyLayer<S> {
     /// A layer on a store of its own, and where the scope of a request comes from.
     pub fn builder(store: S, scope: impl Into<ScopeFrom>) -> IdempotencyLayerBuilder<S> {
-        Self::on(Engine::builder(store).build(), scope.into())
+        Self::on(Engine::builder(store).build(), scope)
     }
 
     /// A layer on an engine that it shares with others.
     pub fn sharing(engine: &Engine<S>, scope: impl Into<ScopeFrom>) -> IdempotencyLayerBuilder<S> {
-        Self::on(Ok(engine.clone()), scope.into())
+        Self::on(Ok(engine.clone()), scope)
     }
 
-    fn on(engine: Result<Engine<S>, ConfigError>, scope: ScopeFrom) -> IdempotencyLayerBuilder<S> {
+    /// For adapters: a layer on an engine that they have built. If they could not,
+    /// [`build`](IdempotencyLayerBuilder::build) says why.
+    pub fn on(
+        engine: Result<Engine<S>, ConfigError>,
+        scope: impl Into<ScopeFrom>,
+    ) -> IdempotencyLayerBuilder<S> {
         IdempotencyLayerBuilder {
             engine,
-            scope,
+            scope: scope.into(),
             settings: Settings::default(),
             original_uri: None,
             door: Door::Service,
@@ -91,6 +96,13 @@ impl<S: Store> IdempotencyLayer<S> {
             return self;
         }
         Self { guard: Arc::new(Guard { original_uri: Some(find), ..Guard::clone(&self.guard) }) }
+    }
+
+    /// For adapters whose requests are not of [`http`]: whether one may be guarded, by its method and
+    /// whether it carries the header that holds the key. One that may not needs no conversion: the
+    /// service would pass it on.
+    pub fn may_cover(&self, method: &Method, carries: impl FnOnce(&HeaderName) -> bool) -> bool {
+        self.guard.may_cover(method, carries)
     }
 
     /// The engine, for [`Engine::drain`] at shutdown.
@@ -216,7 +228,8 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
     }
 
     /// For adapters: says that the service and its bodies must not leave their thread. What goes on
-    /// as a task is spawned with [`tokio::task::spawn_local`], so there must be a `LocalSet`.
+    /// as a task is spawned with [`tokio::task::spawn_local`], so there must be a `LocalSet`; and the
+    /// engine must renew its leases elsewhere ([`EngineBuilder::renew_on`](crate::EngineBuilder::renew_on)).
     pub fn local(mut self) -> Self {
         self.tasks = Tasks::Local;
         self
@@ -254,9 +267,15 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
         L: From<IdempotencyLayer<S>>,
     {
         self.settings.validate()?;
+        let engine = self.engine?;
+        // E2: a handler that blocks the one thread must not stop the renewals.
+        if self.tasks == Tasks::Local && !engine.renews_elsewhere() {
+            let problem = "must renew its leases on another runtime: EngineBuilder::renew_on";
+            return Err(ConfigError::new("engine", problem));
+        }
         Ok(L::from(IdempotencyLayer {
             guard: Arc::new(Guard {
-                engine: self.engine?,
+                engine,
                 requests: RequestCounter::new(&self.settings.route),
                 settings: Arc::new(self.settings),
                 scope: self.scope,
