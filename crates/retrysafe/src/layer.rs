@@ -5,6 +5,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 use http::{Uri, request::Parts};
 use retrysafe_core::{
     ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store,
+    grpc,
 };
 use tower_layer::Layer;
 
@@ -209,9 +210,11 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
     }
 
     /// For adapters: says that the service is one of gRPC. Its outcome is known when its body has
-    /// been read, because the status is in the trailers (G4); a replay announces no trailers.
+    /// been read, because the status is in the trailers (G4); a replay announces no trailers; and
+    /// a body that is not at hand when its head is goes out as it is made, like a stream (R5).
     pub fn grpc(mut self) -> Self {
         self.door = Door::Grpc;
+        self.settings.outcomes = OutcomePolicy::custom(grpc::judge);
         self
     }
 
@@ -254,6 +257,11 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
         L: From<IdempotencyLayer<S>>,
     {
         self.settings.validate()?;
+        let by_status = !matches!(self.settings.outcomes, OutcomePolicy::Custom(_));
+        if self.door == Door::Grpc && by_status {
+            let problem = "over gRPC every answer has the HTTP status 200: use a custom policy";
+            return Err(ConfigError::new("outcomes", problem));
+        }
         Ok(L::from(IdempotencyLayer {
             guard: Arc::new(Guard {
                 engine: self.engine?,
