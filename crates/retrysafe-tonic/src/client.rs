@@ -1,6 +1,5 @@
 //! The client's side: an interceptor that sets the key.
 
-
 use retrysafe::{Entropy as _, IdempotencyKey, KeyRules, Problem, SystemEntropy};
 use tonic::{Request, Status, service::Interceptor};
 use uuid::Builder;

@@ -139,12 +139,12 @@ mod tests {
     #[test]
     fn g2_a_field_is_found_among_others() {
         let message = [
-            &[0x08, 0x96, 0x01][..],                         // 1: varint
-            &[0x11, 1, 2, 3, 4, 5, 6, 7, 8],                 // 2: fixed64
+            &[0x08, 0x96, 0x01][..],                           // 1: varint
+            &[0x11, 1, 2, 3, 4, 5, 6, 7, 8],                   // 2: fixed64
             &[0x1b, 0x08, 0x01, 0x1b, 0x1c, 0x22, 1, 9, 0x1c], // 3: a group in a group
-            &[0x25, 1, 2, 3, 4],                             // 4: fixed32
-            &[0x2a, 3, b'o', b'n', b'e'],                    // 5: a string
-            &[0x2a, 3, b't', b'w', b'o'],                    // 5 again
+            &[0x25, 1, 2, 3, 4],                               // 4: fixed32
+            &[0x2a, 3, b'o', b'n', b'e'],                      // 5: a string
+            &[0x2a, 3, b't', b'w', b'o'],                      // 5 again
         ]
         .concat();
         assert_eq!(string_field(&message, 5), Ok(Some("two")));

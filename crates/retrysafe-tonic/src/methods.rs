@@ -218,7 +218,8 @@ fn wrong(problem: impl Into<String>) -> ConfigError {
 fn find_method<'a>(set: &'a FileDescriptorSet, name: &str) -> Option<&'a MethodDescriptorProto> {
     let (service, method) = name.split_once('/')?;
     set.file.iter().find_map(|file| {
-        let service = file.service.iter().find(|it| qualified(file.package(), it.name()) == service);
+        let service =
+            file.service.iter().find(|it| qualified(file.package(), it.name()) == service);
         service?.method.iter().find(|it| it.name() == method)
     })
 }

@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn g1_the_place_is_known_however_the_body_is_cut() {
-        let body = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1], b"d"].concat();
+        let body =
+            [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1], b"d"].concat();
         for size in 1..=body.len() {
             let mut place = Place::default();
             let mut seen = 0;

@@ -4,8 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{Uri, request::Parts};
 use retrysafe_core::{
-    ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store,
-    grpc,
+    ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store, grpc,
 };
 use tower_layer::Layer;
 
