@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use retrysafe_testkit::{Fault, Verb};
 use retrysafe_tonic::{
-    Engine, OnStoreFailure, OnUnknownOutcome, OutcomeOverrule, Overrule, Overruled as _, Scope,
+    Engine, OnUnknownOutcome, OutcomeOverrule, Overrule, Overruled as _, Scope,
     ScopeFrom, UnaryMethods,
 };
 use tonic::{Code, Status};
@@ -131,17 +131,6 @@ async fn g3_a_store_that_is_down_is_unavailable() {
     }
     assert_eq!(ledger.runs.get(), 0);
     assert_first(&client.transfer("k").await, "transfer 1");
-}
-
-#[tokio::test]
-async fn d4_running_unprotected_says_so() {
-    let store = store();
-    let layer =
-        layer(&store).settings(|it| it.on_store_failure = OnStoreFailure::Bypass).build().unwrap();
-    store.script().always(Verb::Begin, Fault::FailBefore);
-    let reply = TestLedger::counting().behind(&layer).transfer("k").await;
-    assert_first(&reply, "transfer 1");
-    assert_eq!(reply.unwrap().metadata().get("idempotency-status").unwrap(), "bypassed");
 }
 
 #[tokio::test]
