@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use retrysafe_testkit::{Fault, Verb};
 use retrysafe_tonic::{
-    Engine, OnUnknownOutcome, OutcomeOverrule, Overrule, Overruled as _, Scope,
-    ScopeFrom, UnaryMethods,
+    Engine, OnUnknownOutcome, OutcomeOverrule, Overrule, Overruled as _, Scope, ScopeFrom,
+    UnaryMethods,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

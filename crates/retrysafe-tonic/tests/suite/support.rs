@@ -31,7 +31,7 @@ use self::ledger::{
     ledger_server::{Ledger, LedgerServer},
 };
 
-#[expect(missing_docs, unreachable_pub, reason = "it is generated")]
+#[expect(unreachable_pub, reason = "it is generated")]
 pub(crate) mod ledger {
     include!("../generated/ledger.v1.rs");
     pub(crate) const DESCRIPTORS: &[u8] = include_bytes!("../generated/ledger.v1.bin");
