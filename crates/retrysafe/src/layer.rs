@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use http::{HeaderName, Method, Uri, request::Parts};
 use retrysafe_core::{
-    ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store,
+    ConfigError, Fingerprinter, OnInFlight, OnUnknownOutcome, OutcomePolicy, Settings, Store, grpc,
 };
 use tower_layer::Layer;
 
@@ -221,9 +221,11 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
     }
 
     /// For adapters: says that the service is one of gRPC. Its outcome is known when its body has
-    /// been read, because the status is in the trailers (G4); a replay announces no trailers.
+    /// been read, because the status is in the trailers (G4); a replay announces no trailers; and
+    /// a body that is not at hand when its head is goes out as it is made, like a stream (R5).
     pub fn grpc(mut self) -> Self {
         self.door = Door::Grpc;
+        self.settings.outcomes = OutcomePolicy::custom(grpc::judge);
         self
     }
 
@@ -272,6 +274,11 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
         if self.tasks == Tasks::Local && !engine.renews_elsewhere() {
             let problem = "must renew its leases on another runtime: EngineBuilder::renew_on";
             return Err(ConfigError::new("engine", problem));
+        }
+        let by_status = !matches!(self.settings.outcomes, OutcomePolicy::Custom(_));
+        if self.door == Door::Grpc && by_status {
+            let problem = "over gRPC every answer has the HTTP status 200: use a custom policy";
+            return Err(ConfigError::new("outcomes", problem));
         }
         Ok(L::from(IdempotencyLayer {
             guard: Arc::new(Guard {

@@ -334,11 +334,13 @@ impl<S: Store> Conclusion<S> {
                 return Box::pin(self.answer_long(head, Pieces::new(), body, overrule)).await;
             }
             // The body is the handler's work too: a panic in it is a panic of the handler (E5).
-            let read = stream::read(body, self.guard.settings.max_kept_body);
+            let waits = self.guard.door != Door::Grpc;
+            let read = stream::read(body, self.guard.settings.max_kept_body, waits);
             let read = AssertUnwindSafe(read).catch_unwind();
             let (data, trailers) = match read.await {
                 Ok(Read::Whole { data, trailers }) => (data, trailers),
-                // G4: nobody knows yet how it ends.
+                // G4: nobody knows yet how it ends. And a method that turns out to stream must not
+                // keep its client waiting for the end.
                 Ok(Read::Long { data, rest }) if self.guard.door == Door::Grpc => {
                     return self.stream(head, data, rest, overrule);
                 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body::{Body, Frame};
 use retrysafe_core::Store;
 use tokio::sync::{Notify, mpsc};
@@ -125,14 +126,14 @@ impl LiveSender {
 pub(crate) enum Read<B> {
     /// To its end.
     Whole { data: Pieces, trailers: Trailers },
-    /// It is longer than what is kept.
+    /// It is longer than what is kept, or not at hand.
     Long { data: Pieces, rest: B },
     /// It broke off.
     BrokeOff,
 }
 
-/// Reads a body as long as it may be kept.
-pub(crate) async fn read<B>(mut body: B, max_kept_body: usize) -> Read<B>
+/// Reads a body as long as it may be kept, and, unless it `waits`, as far as it is at hand.
+pub(crate) async fn read<B>(mut body: B, max_kept_body: usize, waits: bool) -> Read<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -141,7 +142,18 @@ where
         return Read::Long { data: Pieces::new(), rest: body };
     }
     while length <= max_kept_body {
-        match next_frame(&mut body).await {
+        let frame = match waits {
+            true => next_frame(&mut body).await,
+            false => match next_frame(&mut body).now_or_never() {
+                Some(frame) => frame,
+                // Trailers are the last of a body.
+                None if trailers.is_some() => {
+                    return Read::Whole { data: data.pieces(), trailers };
+                }
+                None => break,
+            },
+        };
+        match frame {
             None => return Read::Whole { data: data.pieces(), trailers },
             Some(Err(_)) => return Read::BrokeOff,
             Some(Ok(frame)) => match frame.into_data() {
