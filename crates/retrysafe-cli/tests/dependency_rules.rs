@@ -11,10 +11,11 @@ use std::{
 use serde_json::Value;
 
 /// Which crates of the workspace each may depend on, outside of its tests.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("retrysafe-core", &[]),
     ("retrysafe", &["retrysafe-core"]),
     ("retrysafe-axum", &["retrysafe"]),
+    ("retrysafe-client", &["retrysafe-core"]),
     ("retrysafe-nats", &["retrysafe-core"]),
     ("retrysafe-redis", &["retrysafe-core"]),
     ("retrysafe-sqlite", &["retrysafe-core"]),
