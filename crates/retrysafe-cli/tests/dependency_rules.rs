@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("retrysafe-core", &[]),
     ("retrysafe", &["retrysafe-core"]),
     ("retrysafe-axum", &["retrysafe"]),
+    ("retrysafe-client", &["retrysafe-core"]),
     ("retrysafe-nats", &["retrysafe-core"]),
     ("retrysafe-redis", &["retrysafe-core"]),
     ("retrysafe-sqlite", &["retrysafe-core"]),

@@ -31,14 +31,14 @@ use crate::JsonPointer;
 /// # Ok::<(), retrysafe_core::ConfigError>(())
 /// ```
 pub fn canonical_json(json: &[u8], without: &[JsonPointer]) -> Option<Vec<u8>> {
-    let (value, _) = read(json, without)?;
+    let (value, _) = read(json, without, Numbers::HeldByADouble)?;
     serde_json_canonicalizer::to_vec(&value).ok()
 }
 
 /// The text of the value that a pointer names, as it came; the outer `None` if this is not JSON, or
 /// has two members of one name.
 pub(crate) fn find<'a>(json: &'a [u8], pointer: &JsonPointer) -> Option<Option<&'a str>> {
-    let (_, left_out) = read(json, std::slice::from_ref(pointer))?;
+    let (_, left_out) = read(json, std::slice::from_ref(pointer), Numbers::Any)?;
     Some(left_out.first().copied())
 }
 
@@ -47,8 +47,22 @@ pub(crate) fn unescape(token: &str) -> Option<String> {
     serde_json::from_str(token).ok()
 }
 
-fn read<'a>(json: &'a [u8], without: &[JsonPointer]) -> Option<(Value, Vec<&'a str>)> {
-    let mut reader = Reader { text: std::str::from_utf8(json).ok()?, at: 0, left_out: Vec::new() };
+/// Which numbers a text may have outside of what is left out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    /// Those whose canonical form says the same.
+    HeldByADouble,
+    /// Any: their values are not wanted.
+    Any,
+}
+
+fn read<'a>(
+    json: &'a [u8],
+    without: &[JsonPointer],
+    numbers: Numbers,
+) -> Option<(Value, Vec<&'a str>)> {
+    let text = std::str::from_utf8(json).ok()?;
+    let mut reader = Reader { text, at: 0, left_out: Vec::new(), numbers };
     let tokens: Vec<_> = without.iter().map(JsonPointer::tokens).collect();
     let value = reader.value(Place { pointers: &tokens, depth: 0, kept: true })?;
     reader.white_space();
@@ -60,6 +74,7 @@ struct Reader<'a> {
     text: &'a str,
     at: usize,
     left_out: Vec<&'a str>,
+    numbers: Numbers,
 }
 
 /// Where in the text a value is.
@@ -85,7 +100,7 @@ impl<'a> Reader<'a> {
             b'{' => self.object(place).map(Value::Object),
             b'[' => self.array(place).map(Value::Array),
             b'"' => self.string().map(Value::String),
-            b'-' | b'0'..=b'9' => self.number(place.kept),
+            b'-' | b'0'..=b'9' => self.number(place.kept && self.numbers == Numbers::HeldByADouble),
             b't' => self.literal("true").map(|()| Value::Bool(true)),
             b'f' => self.literal("false").map(|()| Value::Bool(false)),
             b'n' => self.literal("null").map(|()| Value::Null),

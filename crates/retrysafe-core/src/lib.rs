@@ -4,7 +4,8 @@
 //! gets the same answer. This crate holds what that means: how a key is read ([`KeyRules`]), whose
 //! it is ([`Scope`]), what tells a retry from a reuse ([`Fingerprinter`]), what a store must do
 //! ([`store`]), what happens next ([`decide`]), what is kept ([`OutcomePolicy`], [`Record`]), what is
-//! answered instead ([`Problem`]), and every setting with its default ([`Settings`]).
+//! answered instead ([`Problem`]), and every setting with its default ([`Settings`]). The client's side
+//! is in [`client`].
 //!
 //! It runs nothing. Services use the crate `retrysafe` (the engine and the Tower layer) or an
 //! adapter on top of it, which re-export this crate; stores implement [`Store`] from here.
@@ -44,6 +45,7 @@
 //! Rules are named in comments by the ids of `docs/protocol.md` (`K3`, `D5`, `ST6`, ...).
 
 mod attempt;
+pub mod client;
 mod clock;
 #[cfg(any(feature = "encryption", feature = "zstd"))]
 mod codec;

@@ -149,6 +149,8 @@ mod tests {
             text(r#"{"id": 9007199254740993 }"#).unwrap().as_deref(),
             Some("9007199254740993")
         );
+        // What else the body says is none of the key's business.
+        assert_eq!(text(r#"{"amount":9007199254740993,"id":"a"}"#).unwrap().as_deref(), Some("a"));
         for absent in ["", "{}", "[]", "1", r#"{"id":null}"#, r#"{"a":{"id":1}}"#] {
             assert_eq!(text(absent), Ok(None), "{absent}");
         }

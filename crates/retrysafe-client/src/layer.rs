@@ -1,0 +1,361 @@
+//! The client layer for Tower: the same calls over any service that sends HTTP requests.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, header, request};
+use http_body::Body;
+use http_body_util::BodyExt as _;
+use retrysafe_core::{
+    IdempotencyKey,
+    client::{AttemptEnd, KeyPlacement, NoKey, Operation, Placed},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    BoxError, CallDeadline, Error,
+    body::{EndingBody, ReadBody},
+    calls::{Calls, Failure, Logical, OnEnd, Transport, Whole},
+    middleware::origin_of,
+    observe::{self, CallOutcome},
+};
+
+/// Gives every operation its key, and retries it under it: a layer for services that *send* requests,
+/// such as `hyper_util`'s client.
+///
+/// The URI of a request has to be absolute. A request body that ends within
+/// [`max_repeatable_body`](crate::Settings::max_repeatable_body) is read first, so that it can be sent
+/// again; a longer one is sent as it comes, and once. The layer follows no redirects (C6).
+///
+/// What says that nothing was sent is the service's to know: tell the layer with
+/// [`nothing_sent_if`](Self::nothing_sent_if). Without it every failure counts as one after which the
+/// request may have been received.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response, StatusCode};
+/// use http_body_util::Full;
+/// use retrysafe_client::{Client, ReadBody};
+/// use tower::{Service as _, ServiceBuilder, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Answers 503 at first: the layer asks again, with the same key.
+/// let mut asked = 0;
+/// let server = service_fn(move |request: Request<ReadBody<Full<Bytes>>>| {
+///     assert!(request.headers().contains_key("idempotency-key"));
+///     asked += 1;
+///     let status = if asked == 1 { 503 } else { 201 };
+///     let response = Response::builder().status(status).body(Full::new(Bytes::new()));
+///     async move { response }
+/// });
+/// # #[derive(Clone)] struct Shared<S>(std::sync::Arc<tokio::sync::Mutex<S>>);
+/// # impl<S, R> tower::Service<R> for Shared<S>
+/// # where S: tower::Service<R, Future: Send> + Send + 'static, R: Send + 'static {
+/// #     type Response = S::Response; type Error = S::Error;
+/// #     type Future = std::pin::Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+/// #     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), S::Error>> {
+/// #         std::task::Poll::Ready(Ok(()))
+/// #     }
+/// #     fn call(&mut self, request: R) -> Self::Future {
+/// #         let inner = self.0.clone();
+/// #         Box::pin(async move { let call = inner.lock().await.call(request); call.await })
+/// #     }
+/// # }
+/// # let server = Shared(std::sync::Arc::new(tokio::sync::Mutex::new(server)));
+/// let mut client = ServiceBuilder::new().layer(Client::builder().layer()?).service(server);
+/// let order = Request::post("http://orders.example/orders").body(Full::new(Bytes::from("book")))?;
+/// assert_eq!(client.call(order).await?.status(), StatusCode::CREATED);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ClientLayer {
+    calls: Arc<Calls>,
+    nothing_sent: Option<Arc<NothingSent>>,
+}
+
+type NothingSent = dyn Fn(&(dyn std::error::Error + 'static)) -> bool + Send + Sync;
+
+impl ClientLayer {
+    pub(crate) fn new(calls: Arc<Calls>) -> Self {
+        Self { calls, nothing_sent: None }
+    }
+
+    /// Which errors of the service, or of their causes, say that nothing was sent. For `hyper_util`'s
+    /// client that is its error's `is_connect`.
+    pub fn nothing_sent_if(
+        mut self,
+        says_so: impl Fn(&(dyn std::error::Error + 'static)) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.nothing_sent = Some(Arc::new(says_so));
+        self
+    }
+}
+
+impl fmt::Debug for ClientLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientLayer").field("calls", &self.calls).finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for ClientLayer {
+    type Service = ClientService<S>;
+
+    fn layer(&self, inner: S) -> ClientService<S> {
+        ClientService { inner, layer: self.clone() }
+    }
+}
+
+/// A service that sends requests and keeps their keys. Made by [`ClientLayer`].
+#[derive(Clone, Debug)]
+pub struct ClientService<S> {
+    inner: S,
+    layer: ClientLayer,
+}
+
+/// The future of a call.
+type CallFuture<R> = Pin<Box<dyn Future<Output = Result<Response<ReadBody<R>>, Error>> + Send>>;
+
+impl<S, B, R> Service<Request<B>> for ClientService<S>
+where
+    S: Service<Request<ReadBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    type Response = Response<ReadBody<R>>;
+    type Error = Error;
+    type Future = CallFuture<R>;
+
+    /// Always ready: every attempt waits for the inner service by itself.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (inner, layer) = (self.inner.clone(), self.layer.clone());
+        Box::pin(async move { call(inner, &layer, request).await })
+    }
+}
+
+async fn call<S, B, R>(
+    inner: S,
+    layer: &ClientLayer,
+    request: Request<B>,
+) -> Result<Response<ReadBody<R>>, Error>
+where
+    S: Service<Request<ReadBody<B>>, Response = Response<R>> + Clone + Send,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
+    R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
+{
+    let calls = &*layer.calls;
+    let (mut head, body) = request.into_parts();
+    let most = calls.settings.max_repeatable_body;
+    let (mut whole, stream) = read_ahead(body, most).await.map_err(|error| {
+        observe::call_ended(CallOutcome::Refused, 0);
+        Error::inner(error)
+    })?;
+    let key = prepare(calls, &mut head, &mut whole).inspect_err(|_| {
+        observe::call_ended(CallOutcome::Refused, 0);
+    })?;
+    let url = head.uri.to_string();
+    let about = head.clone();
+    let logical = Logical {
+        key,
+        method: &about.method,
+        url: &url,
+        origin: origin_of(&url),
+        authority: about.uri.authority().map_or("", |it| it.as_str()),
+        headers: &about.headers,
+        body: whole.as_deref(),
+        deadline: about.extensions.get::<CallDeadline>().map(|it| it.0),
+        resumed: None,
+    };
+    let nothing_sent = layer.nothing_sent.as_deref();
+    let mut transport = Tower { inner, head, whole: whole.clone(), stream, nothing_sent };
+    calls.make(logical, &mut transport).await.map_err(|failure| match failure {
+        Failure::Inner(error) => Error::inner(error),
+        Failure::Ours(error) => error,
+    })
+}
+
+/// A body that ends within so many bytes, whole; or one that goes on.
+async fn read_ahead<B>(
+    mut body: B,
+    most: usize,
+) -> Result<(Option<Bytes>, Option<ReadBody<B>>), B::Error>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    if body.size_hint().lower() > most as u64 {
+        return Ok((None, Some(ReadBody::untouched(body))));
+    }
+    let mut read = BytesMut::new();
+    let mut only = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        let Ok(data) = frame.into_data() else { continue };
+        match (only.take(), read.is_empty()) {
+            (None, true) => only = Some(data),
+            (Some(first), _) => {
+                read.extend_from_slice(&first);
+                read.extend_from_slice(&data);
+            }
+            (None, false) => read.extend_from_slice(&data),
+        }
+        if only.as_ref().map_or(read.len(), Bytes::len) > most {
+            let read = only.unwrap_or_else(|| read.freeze());
+            return Ok((None, Some(ReadBody::rest(EndingBody::after(read, body)))));
+        }
+    }
+    Ok((Some(only.unwrap_or_else(|| read.freeze())), None))
+}
+
+/// Sees to it that a request which should have a key has one (C1).
+fn prepare(
+    calls: &Calls,
+    head: &mut request::Parts,
+    body: &mut Option<Bytes>,
+) -> Result<Option<IdempotencyKey>, NoKey> {
+    let dialect = &calls.settings.dialect;
+    if let Some(own) = dialect.own_key(&head.headers)? {
+        return Ok(Some(own));
+    }
+    let named = head.extensions.get::<IdempotencyKey>();
+    if named.is_none() && !dialect.methods.cover(&head.method) {
+        return Ok(None);
+    }
+    let make = || -> Result<IdempotencyKey, NoKey> {
+        if let Some(key) = named {
+            dialect.check(key)?;
+            return Ok(key.clone());
+        }
+        let url = head.uri.to_string();
+        let operation = Operation {
+            method: head.method.as_str(),
+            url: &url,
+            content_type: head.headers.get(header::CONTENT_TYPE),
+            body: body.as_deref(),
+        };
+        calls.settings.keys.key(&operation, || calls.clock.wall(), &*calls.entropy)
+    };
+    match &dialect.placement {
+        KeyPlacement::Header(name) => {
+            let key = make()?;
+            head.headers.insert(name.clone(), key.to_header_value(dialect.quoting));
+            Ok(Some(key))
+        }
+        KeyPlacement::Body(pointer) => {
+            let json = body.clone().ok_or(NoKey::StreamedBody)?;
+            let (key, placed) = dialect.place_in_body(pointer, &json, make)?;
+            if let Placed::Put(placed) = placed {
+                head.headers.remove(header::CONTENT_LENGTH);
+                *body = Some(placed.into());
+            }
+            Ok(Some(key))
+        }
+        _ => Err(NoKey::NotAnObject),
+    }
+}
+
+/// Sends by a Tower service.
+struct Tower<'a, S, B> {
+    inner: S,
+    head: request::Parts,
+    whole: Option<Bytes>,
+    stream: Option<ReadBody<B>>,
+    nothing_sent: Option<&'a NothingSent>,
+}
+
+impl<S, B, R> Transport for Tower<'_, S, B>
+where
+    S: Service<Request<ReadBody<B>>, Response = Response<R>> + Clone + Send,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: Send,
+    R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
+{
+    type Response = Response<ReadBody<R>>;
+    type Error = BoxError;
+
+    async fn send(&mut self) -> Result<Self::Response, (BoxError, AttemptEnd)> {
+        let body = match (&self.whole, self.stream.take()) {
+            (Some(whole), _) => ReadBody::whole(whole.clone()),
+            (None, Some(stream)) => stream,
+            (None, None) => unreachable!("a body that is a stream is sent once"),
+        };
+        let request = Request::from_parts(self.head.clone(), body);
+        // bypass_poll_ready: what is called is what was ready.
+        let mut inner = self.inner.clone();
+        std::future::poll_fn(|cx| inner.poll_ready(cx))
+            .await
+            .map_err(|error| (error.into(), AttemptEnd::NotSent))?;
+        let sent = inner.call(request).await;
+        let response = sent.map_err(|error| {
+            let error: BoxError = error.into();
+            let end = match self.nothing_sent.is_some_and(|says_so| any(&*error, says_so)) {
+                true => AttemptEnd::NotSent,
+                false => AttemptEnd::Broken,
+            };
+            (error, end)
+        })?;
+        Ok(response.map(ReadBody::untouched))
+    }
+
+    fn status(response: &Self::Response) -> StatusCode {
+        response.status()
+    }
+
+    fn headers(response: &Self::Response) -> &HeaderMap {
+        response.headers()
+    }
+
+    fn extensions(response: &mut Self::Response) -> &mut Extensions {
+        response.extensions_mut()
+    }
+
+    async fn read(
+        &mut self,
+        response: Self::Response,
+        most: usize,
+    ) -> Result<(Self::Response, Option<Bytes>), BoxError> {
+        let (head, body) = response.into_parts();
+        let Some(body) = body.into_untouched() else {
+            unreachable!("an answer is read once");
+        };
+        let (whole, rest) = read_ahead(body, most).await.map_err(Into::into)?;
+        let body = match (&whole, rest) {
+            (_, Some(rest)) => rest,
+            (Some(whole), None) => ReadBody::whole(whole.clone()),
+            (None, None) => ReadBody::whole(Bytes::new()),
+        };
+        Ok((Response::from_parts(head, body), whole))
+    }
+
+    fn repeat(&self, answer: &Whole) -> Self::Response {
+        let mut response = Response::new(ReadBody::whole(answer.body.clone()));
+        *response.status_mut() = answer.status;
+        response.headers_mut().clone_from(&answer.headers);
+        response
+    }
+
+    fn at_end(response: Self::Response, tell: OnEnd) -> Self::Response {
+        response.map(|body| body.telling(tell))
+    }
+}
+
+/// Whether an error or one of its causes is one of those.
+fn any(error: &(dyn std::error::Error + 'static), one: &NothingSent) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(one)
+}

@@ -1,0 +1,58 @@
+//! Spans and metrics. A key is never shown: the digest of its origin and it is.
+
+use retrysafe_core::client::{Retry, Unknown};
+
+/// How a logical call ended, in `retrysafe_client_calls_total`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CallOutcome {
+    Answered,
+    /// There is no answer, and nothing was done.
+    Failed,
+    Unknown,
+    /// It was not sent: it has no key, or the journal could not keep it.
+    Refused,
+    /// It got the answer of another call of this process.
+    Shared,
+}
+
+impl CallOutcome {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Refused => "refused",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+pub(crate) fn call_ended(outcome: CallOutcome, attempts: u32) {
+    let span = tracing::Span::current();
+    span.record("outcome", outcome.as_str());
+    span.record("attempts", attempts);
+    metrics::counter!("retrysafe_client_calls_total", "outcome" => outcome.as_str()).increment(1);
+}
+
+pub(crate) fn attempt_ended(end: &'static str) {
+    tracing::Span::current().record("end", end);
+    metrics::counter!("retrysafe_client_attempts_total", "end" => end).increment(1);
+}
+
+pub(crate) fn retrying(retry: Retry) {
+    metrics::counter!("retrysafe_client_retries_total", "reason" => retry.as_str()).increment(1);
+}
+
+pub(crate) fn budget_refused() {
+    metrics::counter!("retrysafe_client_budget_refusals_total").increment(1);
+}
+
+// replay_burns_quota: an execution and a replay are counted apart.
+pub(crate) fn replay_seen() {
+    metrics::counter!("retrysafe_client_replays_total").increment(1);
+}
+
+pub(crate) fn outcome_unknown(why: Unknown) {
+    metrics::counter!("retrysafe_client_unknown_outcomes_total", "reason" => why.as_str())
+        .increment(1);
+}

@@ -1,0 +1,24 @@
+//! Redirects: the key stays with the origin that it was made for (C6).
+
+use reqwest::redirect::{Attempt, Policy};
+
+/// How many redirects are followed: as many as reqwest does by itself.
+const MOST: usize = 10;
+
+/// Follows redirects within one origin. A redirect to another comes back as the answer: following it
+/// would tell a stranger the key, and without the key the operation would be a new one.
+///
+/// [`Client`](crate::Client) has this policy; give it to the `reqwest::Client` below an
+/// [`IdempotencyMiddleware`](crate::IdempotencyMiddleware) of your own.
+pub fn same_origin_redirects() -> Policy {
+    Policy::custom(|attempt: Attempt<'_>| {
+        let Some(first) = attempt.previous().first() else { return attempt.stop() };
+        if attempt.url().origin() != first.origin() {
+            return attempt.stop();
+        }
+        if attempt.previous().len() > MOST {
+            return attempt.error("too many redirects");
+        }
+        attempt.follow()
+    })
+}

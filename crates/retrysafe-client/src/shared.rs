@@ -1,0 +1,188 @@
+//! Answers that are shared within this process, for servers that know no keys (C7).
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use moka::{policy::EvictionPolicy, sync::Cache};
+use retrysafe_core::{OperationId, client::Unknown};
+use tokio::sync::watch;
+
+use crate::calls::{Whole, lock};
+
+/// How many answers are shared, and for how long.
+///
+/// Calls of one process with one key share one request, and those that come later its answer. It is
+/// bounded, and it is gone with the process: **nothing about money should rest on it.**
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareAnswers {
+    /// How many answers are kept; the one that was used longest ago makes room. 10,000.
+    pub capacity: u64,
+    /// How long an answer is kept. 10 min.
+    pub ttl: Duration,
+}
+
+impl Default for ShareAnswers {
+    fn default() -> Self {
+        Self { capacity: 10_000, ttl: Duration::from_secs(600) }
+    }
+}
+
+/// What is known of an operation in this process.
+#[derive(Clone)]
+enum State {
+    /// Somebody is making the call.
+    Running,
+    /// Nothing was done: the next one makes the call.
+    Free,
+    Answered(Arc<Whole>),
+    /// It was answered with a stream, or with more than is read whole.
+    Streamed,
+    Unknown(Unknown),
+}
+
+pub(crate) struct SharedAnswers {
+    /// Calls that are being made. They are never evicted: there are as many as there are callers.
+    running: Arc<Mutex<HashMap<OperationId, watch::Receiver<State>>>>,
+    done: Cache<OperationId, State>,
+}
+
+impl SharedAnswers {
+    pub(crate) fn new(settings: ShareAnswers) -> Self {
+        let done = Cache::builder()
+            .max_capacity(settings.capacity)
+            .time_to_live(settings.ttl)
+            // The other policy may refuse what is new.
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
+        Self { running: Arc::default(), done }
+    }
+
+    /// Waits until it is known what to do for an operation.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: who waits holds nothing.
+    pub(crate) async fn enter(&self, operation: OperationId) -> Place<'_> {
+        loop {
+            let mut watched = {
+                let mut running = lock(&self.running);
+                match running.get(&operation) {
+                    Some(watched) => watched.clone(),
+                    None => {
+                        // Looked up under the lock: who has just ended is in there.
+                        if let Some(place) = self.done.get(&operation).and_then(Place::of) {
+                            return place;
+                        }
+                        let (tell, watched) = watch::channel(State::Running);
+                        running.insert(operation, watched);
+                        return Place::First(Running {
+                            shared: self,
+                            operation,
+                            tell,
+                            sent: false,
+                            ended: false,
+                        });
+                    }
+                }
+            };
+            let state = match watched.wait_for(|it| !matches!(it, State::Running)).await {
+                Ok(state) => state.clone(),
+                Err(_) => State::Free,
+            };
+            if let Some(place) = Place::of(state) {
+                return place;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SharedAnswers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedAnswers").finish_non_exhaustive()
+    }
+}
+
+/// What there is to do for an operation.
+pub(crate) enum Place<'a> {
+    /// Make the call.
+    First(Running<'a>),
+    Answered(Arc<Whole>),
+    NotShared,
+    Unknown(Unknown),
+}
+
+impl Place<'_> {
+    fn of(state: State) -> Option<Self> {
+        match state {
+            State::Running | State::Free => None,
+            State::Answered(answer) => Some(Self::Answered(answer)),
+            State::Streamed => Some(Self::NotShared),
+            State::Unknown(why) => Some(Self::Unknown(why)),
+        }
+    }
+}
+
+/// Whoever makes the call that the others wait for.
+pub(crate) struct Running<'a> {
+    shared: &'a SharedAnswers,
+    operation: OperationId,
+    tell: watch::Sender<State>,
+    sent: bool,
+    ended: bool,
+}
+
+impl Running<'_> {
+    /// From here on the request may be received.
+    pub(crate) fn may_be_sent(&mut self) {
+        self.sent = true;
+    }
+
+    pub(crate) fn answered(self, answer: Whole) {
+        self.end(State::Answered(Arc::new(answer)));
+    }
+
+    pub(crate) fn streamed(self) {
+        self.end(State::Streamed);
+    }
+
+    pub(crate) fn unknown(self, why: Unknown) {
+        self.end(State::Unknown(why));
+    }
+
+    /// Nothing was done.
+    pub(crate) fn free(self) {
+        self.end(State::Free);
+    }
+
+    fn end(mut self, state: State) {
+        self.ended = true;
+        self.leave(state);
+    }
+
+    fn leave(&self, state: State) {
+        let mut running = lock(&self.shared.running);
+        if !matches!(state, State::Free) {
+            self.shared.done.insert(self.operation, state.clone());
+        }
+        running.remove(&self.operation);
+        drop(running);
+        self.tell.send_replace(state);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The caller has hung up. What was sent is not taken back, and sending it again could
+            // execute it again.
+            self.leave(match self.sent {
+                true => State::Unknown(Unknown::Abandoned),
+                false => State::Free,
+            });
+        }
+    }
+}

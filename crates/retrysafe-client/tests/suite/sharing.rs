@@ -1,0 +1,131 @@
+//! C7: calls of one process with one key share one request.
+
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
+
+use retrysafe_client::{
+    Client, ConfigError, ContentKey, Dialect, IdempotencyKey, KeySource, OutcomeUnknown,
+    ShareAnswers, Unknown,
+};
+
+use crate::support::{Reply, Server, answer, builder, impatient, unknown};
+
+fn sharing(share: ShareAnswers) -> Result<Client, ConfigError> {
+    let content = KeySource::Content(ContentKey::builder().build()?);
+    let dialect = Dialect::openai_compatible();
+    builder().dialect(dialect).keys(content).share_answers(share).build()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c7_concurrent_calls_share_one_request() {
+    // The server answers when all have asked.
+    let (go, wait) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let server = Arc::new(
+        Server::start(move |_, _| {
+            wait.lock().unwrap().recv().unwrap();
+            answer(200).with("x-model", "m").saying("forty-two")
+        })
+        .await,
+    );
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let request = client.post(server.url("/v1/chat")).body(r#"{"prompt":"?"}"#);
+            tokio::spawn(request.send())
+        })
+        .collect();
+    while server.asked() == 0 {
+        tokio::task::yield_now().await;
+    }
+    go.send(()).unwrap();
+    for call in calls {
+        let response = call.await.unwrap().unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["x-model"]),
+            (200, &"m".parse().unwrap())
+        );
+        assert_eq!(response.url().as_str(), server.url("/v1/chat"));
+        assert_eq!(response.text().await.unwrap(), "forty-two");
+    }
+    // And so does who comes later; another prompt is another request.
+    let again = client.post(server.url("/v1/chat")).body(r#"{"prompt":"?"}"#).send().await.unwrap();
+    assert_eq!(again.text().await.unwrap(), "forty-two");
+    assert_eq!(server.asked(), 1);
+    go.send(()).unwrap();
+    client.post(server.url("/v1/chat")).body(r#"{"prompt":"!"}"#).send().await.unwrap();
+    assert_eq!(server.asked(), 2);
+}
+
+#[tokio::test]
+async fn c7_what_was_not_done_is_done_by_the_next() {
+    let server = Server::replying(vec![answer(429), answer(429), answer(429), answer(200)]).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let key = IdempotencyKey::new("k").unwrap();
+    let call = || client.post(server.url("/")).with_extension(key.clone()).send();
+    assert_eq!(call().await.unwrap().status(), 429);
+    assert_eq!(call().await.unwrap().status(), 200);
+    assert_eq!(call().await.unwrap().status(), 200);
+    assert_eq!(server.asked(), 4);
+}
+
+#[tokio::test]
+async fn c7_an_unknown_outcome_is_shared_too() {
+    // The server keeps no keys: another request could execute again.
+    let server = Server::replying(vec![Reply::Reset, answer(200)]).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    for _ in 0..3 {
+        let unknown = unknown(client.post(server.url("/")).body("{}").send().await);
+        assert_eq!(unknown.why(), Unknown::NoKeysKept);
+    }
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn c7_a_caller_that_hangs_up_leaves_no_second_execution() {
+    let server = Server::replying(vec![Reply::Silence, answer(200)]).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let call = || client.post(server.url("/")).body("{}").send();
+    let first = tokio::spawn(call());
+    while server.asked() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let waiting = tokio::spawn(call());
+    first.abort();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(OutcomeUnknown::of(&error).unwrap().why(), Unknown::Abandoned);
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn c7_it_is_bounded() {
+    let server = Server::replying(vec![answer(200)]).await;
+    let client = sharing(ShareAnswers { capacity: 1, ..ShareAnswers::default() }).unwrap();
+    let call = |body: &'static str| client.post(server.url("/")).body(body).send();
+    // The cache makes room in its own time, so the second may be asked for a few times.
+    let mut asked = 0;
+    while server.asked() < asked + 2 {
+        asked = server.asked();
+        call("{\"a\":1}").await.unwrap();
+        call("{\"a\":2}").await.unwrap();
+    }
+    let mut policy = impatient();
+    policy.deadline = Duration::from_millis(100);
+    let share = ShareAnswers { ttl: Duration::from_millis(200), ..ShareAnswers::default() };
+    let client = builder().retries(policy).share_answers(share).build().unwrap();
+    let key = IdempotencyKey::new("k").unwrap();
+    let before = server.asked();
+    while server.asked() < before + 2 {
+        client.post(server.url("/")).with_extension(key.clone()).send().await.unwrap();
+    }
+}
+
+#[test]
+fn what_could_not_work_is_found_when_it_is_built() {
+    let refused = |share| sharing(share).unwrap_err().setting();
+    assert_eq!(refused(ShareAnswers { capacity: 0, ..ShareAnswers::default() }), "cache_capacity");
+    let ttl = Duration::from_secs(1);
+    assert_eq!(refused(ShareAnswers { ttl, ..ShareAnswers::default() }), "cache_ttl");
+}
