@@ -25,7 +25,7 @@ lint:
 	$(CARGO) check --manifest-path fuzz/Cargo.toml --target-dir target --locked
 
 tests:
-	$(CARGO) test --workspace --all-features --locked
+	$(CARGO) test --workspace --all-features --locked --no-fail-fast
 
 examples:
 	$(call EXAMPLES,test) --locked

@@ -171,6 +171,6 @@ fn make_all(keys: &[Key]) -> Outcome<Duration> {
     Ok(processor_time()? - started)
 }
 
-fn processor_time() -> Outcome<Duration> {
+pub(crate) fn processor_time() -> Outcome<Duration> {
     Ok(clock_gettime(ClockId::ThreadCPUTime).try_into()?)
 }

@@ -3,6 +3,7 @@
 //! Every figure is a ratio or a count from one run. What is compared runs in turn, round by round,
 //! and the median over the rounds counts, so that a busy neighbour disturbs both sides alike.
 
+mod actix;
 pub mod allocations;
 mod counting;
 mod duplicates;
@@ -33,7 +34,7 @@ use crate::{
 /// What ends a benchmark early is told to whoever runs it, and nothing else.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | STORES | SWEEP ...]";
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | STORES | SWEEP ...]";
 
 /// What measures one or more targets.
 struct Group {
@@ -41,9 +42,10 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 20] = [
+const GROUPS: [Group; 21] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
+    Group { targets: &["ACTIX"], measure: actix::measure },
     Group { targets: &["P4"], measure: loopback::measure },
     Group { targets: &["P5"], measure: round_trips::measure },
     Group { targets: &["P5"], measure: servers::round_trips },

@@ -128,3 +128,12 @@ pub use self::{
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// So does that of the guides.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../docs/guides/axum.md")]
+    struct Axum;
+    #[doc = include_str!("../../../docs/guides/moving-from-a-redis-middleware.md")]
+    struct MovingFromARedisMiddleware;
+}

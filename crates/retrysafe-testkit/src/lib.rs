@@ -57,6 +57,9 @@
 //! counts them, so that a test of an engine waits for events and not for time. [`ManualClock`],
 //! [`TokioClock`] and [`SeededEntropy`] are the inputs that everything else takes from the machine.
 //!
+//! The feature `doors` adds the module `doors`: one HTTP case table for every front door, what goes
+//! in, what must come out, and how often the handler ran.
+//!
 //! # A store on a real server
 //!
 //! The feature `servers` adds the module `servers`: private Redis,
@@ -65,6 +68,8 @@
 
 mod clock;
 pub mod contract;
+#[cfg(feature = "doors")]
+pub mod doors;
 mod entropy;
 mod faulty;
 mod fixture;

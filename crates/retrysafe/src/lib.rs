@@ -56,8 +56,8 @@
 //! ```
 //!
 //! To follow it in the code: [`IdempotencyService`] (which requests are guarded), `guard.rs` (key,
-//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the handler to the record), [`Engine`] (every call to
-//! the store), and [`store`] (what a store does).
+//! scope, body and fingerprint), `settle.rs` (from the claim to the decision), `run.rs` (from the
+//! handler to the record), [`Engine`] (every call to the store), and [`store`] (what a store does).
 //!
 //! # Order of layers
 //!
@@ -99,3 +99,8 @@ pub use self::{
     scope::ScopeFrom,
     service::IdempotencyService,
 };
+
+/// The guide's Rust code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/tower.md")]
+struct Guide;

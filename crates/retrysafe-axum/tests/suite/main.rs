@@ -4,6 +4,7 @@
 
 mod connection;
 mod extractors;
+mod layers;
 mod overrule;
 mod placement;
 mod replay;

@@ -1,0 +1,121 @@
+//! What takes more than one request at a time.
+
+use std::{net::SocketAddr, pin::Pin};
+
+use http::Method;
+use http_body_util::BodyExt as _;
+use tokio::task::JoinSet;
+
+use super::{Answer, Profile, Sent, Service};
+
+type Check = fn(Service, SocketAddr) -> Pin<Box<dyn Future<Output = ()>>>;
+
+/// A case that is more than a list of requests.
+pub(super) struct Race {
+    pub(super) name: &'static str,
+    pub(super) profile: Profile,
+    pub(super) check: Check,
+}
+
+pub(super) fn races() -> [Race; 4] {
+    [
+        Race {
+            name: "check_then_set",
+            profile: Profile::Standard,
+            check: |service, address| Box::pin(check_then_set(service, address)),
+        },
+        Race {
+            name: "d2_fifty_that_wait",
+            profile: Profile::Waiting,
+            check: |service, address| Box::pin(fifty_that_wait(service, address)),
+        },
+        Race {
+            name: "disconnect_frees",
+            profile: Profile::Waiting,
+            check: |service, address| Box::pin(disconnect_frees(service, address)),
+        },
+        Race {
+            name: "r5_events",
+            profile: Profile::Standard,
+            check: |service, address| Box::pin(events(service, address)),
+        },
+    ]
+}
+
+const AT_ONCE: usize = 50;
+
+fn order() -> Sent {
+    Sent::new(Method::POST, "").key(b"$").answered("gate")
+}
+
+fn send_all(case: &'static str, address: SocketAddr) -> JoinSet<Answer> {
+    let mut all = JoinSet::new();
+    for _ in 0..AT_ONCE {
+        all.spawn(async move { order().send(case, address).await });
+    }
+    all
+}
+
+/// While one runs, all others learn that it does.
+async fn check_then_set(service: Service, address: SocketAddr) {
+    let case = "check_then_set";
+    let mut all = send_all(case, address);
+    for _ in 1..AT_ONCE {
+        let refused = all.join_next().await.expect("one is left").expect("no panic");
+        assert_eq!(refused.status, 409, "{refused:?}");
+        assert_eq!(refused.code().as_deref(), Some("in_progress"));
+        assert_eq!(refused.headers["retry-after"], "1");
+    }
+    service.open("/check_then_set");
+    let done = all.join_next().await.expect("the last one").expect("no panic");
+    assert_eq!((done.status.as_u16(), &done.body[..]), (201, &b"order 1"[..]));
+    assert!(order().send(case, address).await.is_replay());
+    assert_eq!(service.runs(case), 1);
+}
+
+/// With `wait` all get the same answer; one of them did the work.
+async fn fifty_that_wait(service: Service, address: SocketAddr) {
+    let case = "d2_fifty_that_wait";
+    let all = send_all(case, address);
+    service.ran("/d2_fifty_that_wait").await;
+    service.open("/d2_fifty_that_wait");
+    let answers = all.join_all().await;
+    for answer in &answers {
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (201, &b"order 1"[..]));
+    }
+    assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
+    assert_eq!(service.runs(case), 1);
+}
+
+/// A client that hangs up changes nothing: who comes back gets the answer of the one execution.
+async fn disconnect_frees(service: Service, address: SocketAddr) {
+    let case = "disconnect_frees";
+    let gone = tokio::spawn(async move { order().send(case, address).await });
+    service.ran("/disconnect_frees").await;
+    gone.abort();
+    assert!(gone.await.expect_err("it was aborted").is_cancelled());
+    let back = tokio::spawn(async move { order().send(case, address).await });
+    service.open("/disconnect_frees");
+    let back = back.await.expect("no panic");
+    assert_eq!((back.status.as_u16(), &back.body[..]), (201, &b"order 1"[..]));
+    assert!(back.is_replay());
+    assert_eq!(service.runs(case), 1);
+}
+
+/// A stream passes while it is being made, and is replayed whole.
+async fn events(service: Service, address: SocketAddr) {
+    let case = "r5_events";
+    let request = Sent::new(Method::POST, "").key(b"$").answered("events");
+    let mut response = request.open(case, address).await;
+    let live = response.body_mut().frame().await.expect("a frame").expect("no error");
+    assert_eq!(live.data_ref().expect("data")[..], b"data: first\n\n"[..]);
+    service.open("/r5_events");
+    let rest = Answer::read(response).await;
+    assert_eq!(rest.body, "data: last\n\n");
+    // The client's end came after that of the record.
+    let replay = request.send(case, address).await;
+    assert!(replay.is_replay());
+    assert_eq!(replay.body, "data: first\n\ndata: last\n\n");
+    assert_eq!(replay.headers["content-type"], "text/event-stream");
+    assert_eq!(service.runs(case), 1);
+}
