@@ -14,6 +14,7 @@ use serde_json::Value;
 const ALLOWED: [(&str, &[&str]); 11] = [
     ("retrysafe-core", &[]),
     ("retrysafe", &["retrysafe-core"]),
+    ("retrysafe-actix", &["retrysafe"]),
     ("retrysafe-axum", &["retrysafe"]),
     ("retrysafe-client", &["retrysafe-core"]),
     ("retrysafe-nats", &["retrysafe-core"]),
@@ -117,6 +118,7 @@ fn adapters_contain_no_protocol_decision() {
         "fn decide",
     ];
     for part in [
+        "retrysafe-actix/src",
         "retrysafe-axum/src",
         "retrysafe-cli/src/proxy",
         "retrysafe-cli/src/proxy.rs",
