@@ -207,7 +207,8 @@ async fn bad_input_is_one_clear_line() {
 /// The tests of `retrysafe-tonic` need no code generator: they have what this build generated.
 #[test]
 fn the_generated_code_of_the_adapters_tests_is_current() {
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/retrysafe-tonic/tests/generated");
+    let kept =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/retrysafe-tonic/tests/generated");
     for name in ["ledger.v1.rs", "ledger.v1.bin"] {
         let (fresh, kept) = (Path::new(env!("OUT_DIR")).join(name), kept.join(name));
         let same = fs::read(&fresh).unwrap() == fs::read(&kept).unwrap();

@@ -126,6 +126,7 @@ async fn g3_a_hedging_channel_runs_once() {
     let served = serve(Server::builder(), &layer, &ledger).await;
     let answers = python(&served, "hedge", "one").await;
     assert_eq!(answers[0]["transfer_id"], "transfer 1");
+    assert_eq!(store.script().calls(Verb::Begin), 1, "the guide says that it sends one");
     let answers = python(&served, "hedge-by-hand", "two").await;
     assert_eq!(answers.len(), 3);
     assert!(answers.iter().all(|it| it["transfer_id"] == "transfer 2"), "{answers:?}");
