@@ -116,7 +116,7 @@ async fn g1_a_long_request_that_stays_open_is_the_handlers_to_wait_for() {
             assert!(body.frame().await.unwrap().unwrap().is_data());
             tokio::time::sleep(Duration::from_secs(60)).await;
             counted.more();
-            Ok::<_, Infallible>(Status::not_found("").into_http())
+            Ok::<_, Infallible>(Status::not_found("").into_http::<Body>())
         }
     });
     let service = Service::new(layer.layer(inner));
