@@ -4,6 +4,7 @@
 //! and the median over the rounds counts, so that a busy neighbour disturbs both sides alike.
 
 pub mod allocations;
+mod client;
 mod counting;
 mod duplicates;
 mod in_process;
@@ -33,7 +34,7 @@ use crate::{
 /// What ends a benchmark early is told to whoever runs it, and nothing else.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | STORES | SWEEP ...]";
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | STORES | SWEEP | CLIENT ...]";
 
 /// What measures one or more targets.
 struct Group {
@@ -41,7 +42,7 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 20] = [
+const GROUPS: [Group; 21] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["P4"], measure: loopback::measure },
@@ -62,6 +63,7 @@ const GROUPS: [Group; 20] = [
     Group { targets: &["P10"], measure: duplicates::measure },
     Group { targets: &["P11"], measure: proxy::measure },
     Group { targets: &["P12"], measure: upload::measure },
+    Group { targets: &["CLIENT"], measure: client::measure },
 ];
 
 /// Measures what the arguments ask for, or plays a role in it.

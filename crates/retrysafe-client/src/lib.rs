@@ -119,3 +119,9 @@ pub use retrysafe_core::{
         Spelling, Unknown, VOLATILE_FIELDS, business_key, business_key_v5,
     },
 };
+
+/// The code in the guides compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/client.md")]
+#[doc = include_str!("../../../docs/choosing-a-key.md")]
+struct Guides;
