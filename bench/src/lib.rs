@@ -5,6 +5,7 @@
 
 mod actix;
 pub mod allocations;
+mod client;
 mod counting;
 mod duplicates;
 mod in_process;
@@ -66,6 +67,7 @@ const GROUPS: [Group; 21] = [
     Group { targets: &["P10"], measure: duplicates::measure },
     Group { targets: &["P11"], measure: proxy::measure },
     Group { targets: &["P12"], measure: upload::measure },
+    Group { targets: &["CLIENT"], measure: client::measure },
 ];
 
 /// Measures what the arguments ask for, or plays a role in it.
