@@ -80,7 +80,7 @@ mod pause;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod failpoint;
-#[cfg(all(not(feature = "failpoints"), feature = "postgres"))]
+#[cfg(all(not(feature = "failpoints"), any(feature = "mysql", feature = "postgres")))]
 mod failpoint;
 mod rendezvous;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -98,7 +98,9 @@ mod postgres;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::error::{OpenError, OpenErrorKind};
 #[cfg(feature = "mysql")]
-pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
+pub use self::mysql::{
+    MySqlStore, MySqlStoreBuilder, MySqlTransaction, TransactionalMySql, TransactionalMySqlBuilder,
+};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{
     PostgresStore, PostgresStoreBuilder, PostgresTransaction, TransactionalPostgres,

@@ -62,9 +62,8 @@ pub(crate) async fn run(plan: &Plan) -> Audit {
             server.kill().await;
             server.restart().await;
         }
-        // Every other service dies at a point, each point in its turn.
-        let point = (rand::random_ratio(2, 3) && kill + 1 < plan.kills)
-            .then(|| points[(kill as usize / 2 + place * 3) % points.len()]);
+        // Two of three die at a point, each point in its turn.
+        let point = (kill % 3 != 2).then(|| points[(kill as usize * 2 / 3) % points.len()]);
         running[place] = Some(Service::start(plan.mode, &url, point, &services, place).await);
         if plan.report && (kill + 1) % 100 == 0 {
             eprintln!("{} of {} kills", kill + 1, plan.kills);
@@ -133,7 +132,7 @@ impl Service {
 
     /// Kills it when it has lived so long; one that dies by itself has more time to come to its point.
     async fn end(&mut self, left: Duration, services: &Services, place: usize) {
-        let left = if self.doomed { left + Duration::from_millis(500) } else { left };
+        let left = if self.doomed { left + Duration::from_secs(2) } else { left };
         let _ = timeout(left, self.process.wait()).await;
         services.lock().unwrap()[place] = None;
         // SIGKILL

@@ -42,7 +42,9 @@ pub(crate) fn points(mode: Mode) -> &'static [&'static str] {
             "after the answer",
         ],
         Mode::Layer => &[
+            "between the commits",
             "during the work",
+            "between the commits",
             "after the work",
             "between the commits",
             "before the answer",

@@ -1,29 +1,15 @@
 //! The store whose records commit with the work.
 
 mod builder;
-mod claim;
-mod end;
+mod side;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
-use bytes::Bytes;
-use retrysafe_core::{
-    About, Begin, Claim, Fingerprint, Found, Held, Lease, OperationId, Store, StoreError, Swept,
-    Unit,
-};
 use sqlx::{PgPool, Postgres};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep},
-};
 
 pub use self::builder::TransactionalPostgresBuilder;
-use self::{builder::Settings, claim::Statements};
-use super::{PostgresStore, failure::Place};
-use crate::{
-    failpoint,
-    transactional::{Entered, Flights, SharedTransaction, Slot},
-};
+use self::side::PostgresSide;
+use crate::transactional::{Core, SharedTransaction, Side as _, store_of_core};
 
 /// The transaction that a [`TransactionalPostgres`] lends to a handler.
 pub type PostgresTransaction = SharedTransaction<Postgres>;
@@ -94,21 +80,10 @@ pub type PostgresTransaction = SharedTransaction<Postgres>;
 /// vanishes leaves one that lives until TCP notices: set `tcp_keepalives_idle` and
 /// `idle_in_transaction_session_timeout`, because the key is in progress for so long. Nothing is
 /// held in memory only: any number of processes may share the table, and an ordinary
-/// [`PostgresStore`] may use it too.
+/// [`PostgresStore`](crate::PostgresStore) may use it too.
 #[derive(Clone)]
 pub struct TransactionalPostgres {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    pool: PgPool,
-    /// The same table by ordinary verbs, for whatever is not part of a transaction.
-    records: PostgresStore,
-    statements: Statements,
-    settings: Settings,
-    flights: Flights<Postgres>,
-    /// The right to wait on a row.
-    waiting: Semaphore,
+    core: Arc<Core<PostgresSide>>,
 }
 
 impl TransactionalPostgres {
@@ -116,113 +91,14 @@ impl TransactionalPostgres {
     pub fn builder(pool: PgPool) -> TransactionalPostgresBuilder {
         TransactionalPostgresBuilder::new(pool)
     }
-
-    fn place(&self) -> &Place {
-        &self.shared.records.shared.place
-    }
 }
+
+store_of_core!(TransactionalPostgres);
 
 impl fmt::Debug for TransactionalPostgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TransactionalPostgres")
-            .field("server", &self.place().as_str())
+            .field("server", &self.core.side.place())
             .finish_non_exhaustive()
-    }
-}
-
-impl Store for TransactionalPostgres {
-    fn about(&self) -> About {
-        self.shared.records.about()
-    }
-
-    async fn begin(&self, claim: &Claim) -> Result<Begin, StoreError> {
-        let start = Instant::now();
-        let wait_until = start + self.shared.settings.wait;
-        let until = start + self.shared.settings.timeout;
-        let flights = &self.shared.flights;
-        failpoint::reached("before the claim");
-        loop {
-            let entered = match flights.held(claim) {
-                Some(held) => held,
-                None => {
-                    let mut connection = self.connection(until).await?;
-                    // A replay takes no transaction.
-                    if let Some(found) = self.standing(&mut connection, claim, until).await? {
-                        return Ok(Begin::Found(found));
-                    }
-                    match flights.enter(claim) {
-                        Entered::Place(place) => {
-                            let opened = self.open(claim, connection, wait_until, until).await?;
-                            return Ok(match opened {
-                                Ok((transaction, acquired)) => {
-                                    place.granted(acquired, Slot::new(transaction));
-                                    failpoint::reached("after the claim");
-                                    Begin::Acquired(acquired)
-                                }
-                                Err(found) => Begin::Found(found),
-                            });
-                        }
-                        // waiters_eat_pool: the connection is given back before it waits.
-                        other => other,
-                    }
-                }
-            };
-            match entered {
-                Entered::Taken(seen) => {
-                    let within = wait_until.saturating_duration_since(Instant::now());
-                    if let Err(in_flight) = seen.over(within).await {
-                        return Ok(in_flight);
-                    }
-                }
-                Entered::Ours(acquired) => return Ok(Begin::Acquired(acquired)),
-                Entered::Place(_) => unreachable!("a place was used above"),
-            }
-        }
-    }
-
-    /// The lease is as good as the transaction: nobody takes over what it holds.
-    async fn renew(&self, lease: &Lease, lease_for: Duration) -> Result<Held, StoreError> {
-        match lease_for.is_zero() {
-            true => self.undo(lease).await,
-            false if self.shared.flights.slot(lease).is_some() => Ok(Held::Applied),
-            false => Ok(Held::Lost(Found::Free)),
-        }
-    }
-
-    async fn complete(
-        &self,
-        lease: &Lease,
-        fingerprint: &Fingerprint,
-        payload: Bytes,
-        retention: Duration,
-    ) -> Result<Held, StoreError> {
-        self.finish(lease, &end::Outcome { fingerprint, payload, retention }).await
-    }
-
-    async fn release(&self, lease: &Lease, _: Duration) -> Result<Held, StoreError> {
-        self.undo(lease).await
-    }
-
-    async fn changed(
-        &self,
-        id: &OperationId,
-        seen: u32,
-        within: Duration,
-    ) -> Result<(), StoreError> {
-        if !self.shared.flights.over(id, seen, within).await {
-            // In another process: nobody can see how far it is. Jitter keeps many from asking at
-            // once.
-            let poll = self.shared.records.shared.settings.poll_interval;
-            sleep(poll.mul_f64(rand::random_range(0.5..1.5)).min(within)).await;
-        }
-        Ok(())
-    }
-
-    async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
-        self.shared.records.sweep(limit).await
-    }
-
-    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
-        self.shared.flights.slot(lease).map(|slot| slot as Arc<dyn Unit>)
     }
 }

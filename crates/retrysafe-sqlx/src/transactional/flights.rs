@@ -14,7 +14,7 @@ use retrysafe_core::{Acquired, Begin, Claim, Comparison, Found, Lease, Operation
 use sqlx::Database;
 use tokio::{sync::watch, time::timeout};
 
-use super::Slot;
+use super::transaction::Slot;
 
 pub(crate) struct Flights<DB: Database>(Arc<Mutex<HashMap<OperationId, Flight<DB>>>>);
 

@@ -1,10 +1,12 @@
 //! Duplicates wait for the transaction that holds their key, and never take the pool.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Context, time::Duration};
 
 use axum::http::StatusCode;
+use futures_util::{FutureExt as _, task::noop_waker_ref};
 use retrysafe_axum::{
-    IdempotencyKey, IdempotentRouter as _, OnInFlight, OperationId, Scope, Transaction,
+    Algorithm, Claim, Fingerprint, Held, IdempotencyKey, IdempotentRouter as _, Lease, OnInFlight,
+    OperationId, Owner, Scope, Store as _, SystemEntropy, Transaction,
 };
 use retrysafe_sqlx::PostgresStore;
 use sqlx::{Connection as _, PgConnection};
@@ -81,12 +83,10 @@ async fn fifty_that_wait_for_another_process_do_not_exhaust_a_pool_of_two() {
     let mut elsewhere = PgConnection::connect(&bank.url).await.unwrap();
     let mut held = elsewhere.begin().await.unwrap();
     for key in &keys {
-        let key = IdempotencyKey::new(key).unwrap();
-        let id = OperationId::new("default", &Scope::shared(), &key);
         let claim = "INSERT INTO retrysafe_record (id, fence, layout, state, previous_vanished,
                 fingerprint, expires_at)
             VALUES ($1, 1, 1, 2, false, '', now() + interval '1 day')";
-        sqlx::query(claim).bind(&id.as_bytes()[..]).execute(&mut *held).await.unwrap();
+        sqlx::query(claim).bind(&id(key).as_bytes()[..]).execute(&mut *held).await.unwrap();
     }
     let small = Bank::at(&bank.url, 2, |store| store).await;
     let app = small.app(crate::work);
@@ -180,4 +180,42 @@ async fn a_key_that_an_ordinary_layer_left_is_claimed_like_any_other() {
     assert!(app.post("one").await.is_replay());
     let fence = bank.number("SELECT fence FROM retrysafe_record").await;
     assert_eq!((fence, bank.balance().await, bank.records().await), (2, 1, (1, 1)));
+}
+
+#[tokio::test]
+async fn st11_a_claim_that_is_dropped_anywhere_leaves_no_transaction_behind() {
+    let bank = Bank::new().await;
+    let small = Bank::at(&bank.url, 1, |store| store).await;
+    for polls in 0..60 {
+        let claim = Claim {
+            id: id(&format!("key-{polls}")),
+            owner: Owner::new(&SystemEntropy),
+            fingerprint: Fingerprint {
+                algorithm: Algorithm::from_u32(1),
+                head: [1; 32],
+                body: None,
+            },
+            lease: PATIENCE,
+            retention: PATIENCE,
+            take_over: false,
+        };
+        {
+            let mut begin = Box::pin(small.store.begin(&claim));
+            for _ in 0..polls {
+                if begin.poll_unpin(&mut Context::from_waker(noop_waker_ref())).is_ready() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+        }
+        let lease = Lease { id: claim.id, owner: claim.owner, attempt: 0, fence: 0 };
+        assert_eq!(small.store.release(&lease, PATIENCE).await.unwrap(), Held::Applied);
+    }
+    // The one connection of the pool is in nobody's transaction: what is done with it stays done.
+    assert_eq!(small.app(crate::work).post("one").await.status, StatusCode::CREATED);
+    assert_eq!((bank.balance().await, bank.records().await), (1, (1, 1)));
+}
+
+fn id(key: &str) -> OperationId {
+    OperationId::new("default", &Scope::shared(), &IdempotencyKey::new(key).unwrap())
 }

@@ -2,16 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use retrysafe_core::ConfigError;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 
-use super::{Shared, Statements, TransactionalPostgres};
+use super::{PostgresSide, TransactionalPostgres};
 use crate::{
     OpenError, PostgresStoreBuilder,
     postgres::PostgresStore,
     table::{self, TableName},
-    transactional::{Flights, Isolation},
+    transactional::{Core, Isolation, Settings},
 };
 
 /// Sets up a [`TransactionalPostgres`].
@@ -21,15 +19,8 @@ pub struct TransactionalPostgresBuilder {
     pool: PgPool,
     records: PostgresStoreBuilder,
     table: String,
+    isolation: Option<Isolation>,
     settings: Settings,
-    max_waiting: Option<usize>,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) timeout: Duration,
-    pub(super) wait: Duration,
-    pub(super) isolation: Option<Isolation>,
 }
 
 impl TransactionalPostgresBuilder {
@@ -38,12 +29,8 @@ impl TransactionalPostgresBuilder {
             records: PostgresStore::from_pool(pool.clone()),
             pool,
             table: table::DEFAULT.to_owned(),
-            settings: Settings {
-                timeout: Duration::from_millis(1_500),
-                wait: Duration::from_secs(1),
-                isolation: None,
-            },
-            max_waiting: None,
+            isolation: None,
+            settings: Settings::default(),
         }
     }
 
@@ -77,13 +64,13 @@ impl TransactionalPostgresBuilder {
     /// the pool; fewer than the pool has, half of them by default. The next one is in progress at
     /// once.
     pub fn max_waiting(mut self, duplicates: usize) -> Self {
-        self.max_waiting = Some(duplicates);
+        self.settings.max_waiting = Some(duplicates);
         self
     }
 
     /// The isolation level of the transactions; the pool's own by default.
     pub fn isolation(mut self, isolation: Isolation) -> Self {
-        self.settings.isolation = Some(isolation);
+        self.isolation = Some(isolation);
         self
     }
 
@@ -99,30 +86,12 @@ impl TransactionalPostgresBuilder {
     ///
     /// [`OpenError`], which names the server and says what to do. It comes within ten seconds.
     pub async fn open(self) -> Result<TransactionalPostgres, OpenError> {
-        let Self { pool, records, table, settings, max_waiting } = self;
-        let connections = pool.options().get_max_connections() as usize;
-        let waiting = max_waiting.unwrap_or(connections / 2);
-        let check = || {
-            if settings.wait < Duration::from_millis(1) || settings.wait > settings.timeout {
-                return Err(ConfigError::new("wait", "from 1 ms to the timeout"));
-            }
-            if waiting >= connections {
-                let problem = "fewer than the pool has connections, or nothing else gets one";
-                return Err(ConfigError::new("max_waiting", problem));
-            }
-            TableName::parse(&table)
-        };
-        let name = check().map_err(|error| OpenError::setting("PostgreSQL", error))?;
+        let Self { pool, records, table, isolation, settings } = self;
+        let setting = |error| OpenError::setting("PostgreSQL", error);
+        let waiting = settings.waiting(pool.options().get_max_connections()).map_err(setting)?;
+        let name = TableName::parse(&table).map_err(setting)?;
         let records = records.table(table).timeout(settings.timeout).open().await?;
-        Ok(TransactionalPostgres {
-            shared: Arc::new(Shared {
-                pool,
-                records,
-                statements: Statements::new(&name, &settings),
-                settings,
-                flights: Flights::default(),
-                waiting: Semaphore::new(waiting),
-            }),
-        })
+        let side = PostgresSide::new(pool, records, &name, isolation);
+        Ok(TransactionalPostgres { core: Arc::new(Core::new(side, settings, waiting)) })
     }
 }
