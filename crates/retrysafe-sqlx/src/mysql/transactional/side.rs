@@ -123,7 +123,7 @@ async fn claim_in(
     match written {
         Ok(true) => {
             unbound?;
-            return Ok(Opened::Granted(transaction, acquired));
+            Ok(Opened::Granted(transaction, acquired))
         }
         Ok(false) => {
             transaction.rollback().await?;
