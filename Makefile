@@ -3,7 +3,7 @@ CARGO ?= cargo
 EXAMPLES = $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
 WORKSPACES := Cargo.toml examples/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml
 
-.PHONY: demo test servers format lint tests docs examples bench coverage example
+.PHONY: demo test servers format lint tests docs examples bench coverage example torture
 
 # An orders API with a payment step behind the proxy; prints curl lines to try.
 demo:
@@ -43,6 +43,12 @@ bench:
 coverage:
 	$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-tarpaulin
 	$(CARGO) tarpaulin --workspace --engine ptrace --skip-clean --out Stdout --out Html --output-dir target/coverage $(ARGS)
+
+# Kills services that move money, and their database, and audits the books. MODE=layer shows its hole.
+KILLS ?= 2000
+MODE ?= transactional
+torture:
+	$(CARGO) run --quiet --package retrysafe-sqlx --features failpoints,postgres --example torture -- $(KILLS) $(MODE)
 
 # One example: make example NAME=axum-orders ARGS="--listen 127.0.0.1:3000"
 example:

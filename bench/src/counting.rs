@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use retrysafe_axum::{
-    About, Begin, Claim, Fingerprint, Held, Lease, OperationId, Store, StoreError, Swept,
+    About, Begin, Claim, Fingerprint, Held, Lease, OperationId, Store, StoreError, Swept, Unit,
 };
 
 /// Counts the calls that reach a store: each is one round trip of a store that is a server (ST2).
@@ -74,5 +74,9 @@ impl<S: Store> Store for Counting<S> {
 
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
         self.store.sweep(limit).await
+    }
+
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        self.store.unit(lease)
     }
 }

@@ -8,7 +8,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::request::Parts;
-use retrysafe::{Attempt, Code, IdempotencyKey, KeyRules, Problem, ProblemStyle};
+use retrysafe::{
+    Attempt, Code, FromAttempt, IdempotencyKey, KeyRules, NotLent, Problem, ProblemStyle,
+};
 
 /// The key of the request. Without one the handler does not run, and the answer is the problem
 /// `missing_key`; an `Option<Key>` is `None` then. A key that can't be read is always refused (K3).
@@ -101,7 +103,49 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for CurrentAttempt {
     }
 }
 
-/// Why a request has no [`Key`] or no [`CurrentAttempt`]. As a response it is a problem, rendered by
+/// The transaction that commits with the record, where the layer's store lends one: `T` is that
+/// store's, such as `PostgresTransaction` of `retrysafe-sqlx`.
+///
+/// It is lent until the value is dropped, to one at a time. A request without a key has none: it is
+/// answered with `missing_key`. One *with* a key whose store lends no `T`, or that has lent it to
+/// somebody else, is answered with `handler_failed` and logged as an error.
+///
+/// ```
+/// use retrysafe_axum::{Attempt, FromAttempt, NotLent, Transaction};
+///
+/// # struct PostgresTransaction;
+/// # impl FromAttempt for PostgresTransaction {
+/// #     fn from_attempt(_: &Attempt) -> Result<Self, NotLent> { Err(NotLent::Absent) }
+/// # }
+/// async fn transfer(Transaction(transaction): Transaction<PostgresTransaction>) {
+///     // Statements on `&mut *transaction`: they commit with the record, or not at all.
+/// }
+/// # let app: axum::Router = axum::Router::new().route("/", axum::routing::post(transfer));
+/// ```
+#[derive(Debug)]
+pub struct Transaction<T>(pub T);
+
+impl<S: Send + Sync, T: FromAttempt> FromRequestParts<S> for Transaction<T> {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
+        let attempt = <CurrentAttempt as FromRequestParts<S>>::from_request_parts(parts, state);
+        let CurrentAttempt(attempt) = attempt.await?;
+        T::from_attempt(&attempt).map(Self).map_err(|why| {
+            tracing::error!(
+                path = parts.uri.path(),
+                "a handler asks for its transaction, and there is none: {why}"
+            );
+            let detail = match why {
+                NotLent::InUse => "The transaction of this operation is in use.",
+                _ => "This operation has no transaction. Nothing was done.",
+            };
+            Rejection::new(parts, Problem::new(Code::HandlerFailed, detail))
+        })
+    }
+}
+
+/// Why a request has no [`Key`], no [`CurrentAttempt`] or no [`Transaction`]. As a response it is a problem, rendered by
 /// the [`ProblemStyle`] in the request's extensions if there is one:
 ///
 /// ```

@@ -146,7 +146,7 @@ mod service;
 pub use retrysafe::*;
 
 pub use self::{
-    extract::{CurrentAttempt, Key, Rejection},
+    extract::{CurrentAttempt, Key, Rejection, Transaction},
     future::ResponseFuture,
     layer::IdempotencyLayer,
     multi_status::MultiStatus,

@@ -1,8 +1,8 @@
 //! What a handler is told about the attempt that it runs for (E3).
 
-use std::fmt;
+use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Acquired, IdempotencyKey, OperationId, Scope};
+use crate::{Acquired, IdempotencyKey, OperationId, Scope, Unit};
 
 /// The context of one attempt: put into the request's extensions for the handler.
 ///
@@ -21,12 +21,27 @@ pub struct Attempt {
     key: IdempotencyKey,
     scope: Scope,
     acquired: Acquired,
+    unit: Option<Arc<dyn Unit>>,
 }
 
 impl Attempt {
     /// The context of an attempt that was acquired.
     pub fn new(id: OperationId, key: IdempotencyKey, scope: Scope, acquired: Acquired) -> Self {
-        Self { id, key, scope, acquired }
+        Self { id, key, scope, acquired, unit: None }
+    }
+
+    /// The same, of an attempt that the store has lent something to ([`Store::unit`]).
+    ///
+    /// [`Store::unit`]: crate::Store::unit
+    pub fn with_unit(mut self, unit: Option<Arc<dyn Unit>>) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    /// What the store has lent to this attempt, if it is of this type.
+    pub fn unit<U: Unit>(&self) -> Option<Arc<U>> {
+        let unit: Arc<dyn Any + Send + Sync> = self.unit.clone()?;
+        unit.downcast().ok()
     }
 
     /// The operation; shown as it is in logs.

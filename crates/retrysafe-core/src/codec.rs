@@ -20,7 +20,7 @@ mod compression;
 #[cfg(feature = "encryption")]
 mod encryption;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -28,7 +28,7 @@ use bytes::Bytes;
 pub use self::encryption::{Encryption, EncryptionKeys};
 use crate::{
     About, Begin, Claim, Counts, Entry, Fingerprint, Found, Held, Inspect, Lease, Operated,
-    OperationId, Resolution, State, Store, StoreError, StoreErrorKind, Swept,
+    OperationId, Resolution, State, Store, StoreError, StoreErrorKind, Swept, Unit,
 };
 
 /// The first of the bytes that a kept payload is marked with.
@@ -247,6 +247,10 @@ impl<S: Store> Store for Encoded<S> {
 
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
         self.store.sweep(limit).await
+    }
+
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        self.store.unit(lease)
     }
 }
 

@@ -67,6 +67,7 @@ mod record;
 mod scope;
 mod settings;
 pub mod store;
+mod unit;
 
 #[cfg(any(feature = "encryption", feature = "zstd"))]
 pub use self::codec::Encoded;
@@ -84,7 +85,7 @@ pub use self::{
     key::{IdempotencyKey, InvalidKey, KeyFormat, KeyParsing, KeyReason, KeyRules, Quoting},
     memory::{MemoryStore, MemoryStoreBuilder},
     operation::{InvalidPrefix, OperationId, OperationPrefix, Owner},
-    outcome::{Disposition, Ending, OutcomeOverrule, OutcomePolicy, Overrule, ResponseHead},
+    outcome::{Disposition, Ending, OutcomeOverrule, OutcomePolicy, Overrule, ResponseHead, Work},
     pointer::JsonPointer,
     problem::{Code, Problem, ProblemStyle},
     record::{Outcome, Record, RecordError, Trace},
@@ -97,4 +98,5 @@ pub use self::{
         About, Acquired, Begin, Claim, Counts, Entry, Found, Held, Inspect, Lease, Operated,
         Resolution, SharedStore, State, Store, StoreError, StoreErrorKind, Swept,
     },
+    unit::{FromAttempt, NotLent, Unit},
 };

@@ -4,6 +4,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
+/// What becomes of work that commits with its record ([`Unit`](crate::Unit)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// It commits with the record.
+    Stays,
+    /// It is undone; the record alone is kept.
+    Undone,
+}
+
 /// What an attempt came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -40,6 +49,17 @@ pub struct ResponseHead<'a> {
     pub headers: &'a HeaderMap,
     /// The trailers, as far as they are known by now: of a body that was read to its end.
     pub trailers: Option<&'a HeaderMap>,
+}
+
+impl ResponseHead<'_> {
+    /// What becomes of the handler's work when this is kept: a refusal has no effect.
+    pub fn work(&self) -> Work {
+        const GRPC_STATUS: &str = "grpc-status";
+        let grpc = self.trailers.and_then(|it| it.get(GRPC_STATUS));
+        let grpc = grpc.or_else(|| self.headers.get(GRPC_STATUS));
+        let refused = self.status.as_u16() >= 400 || grpc.is_some_and(|status| status != "0");
+        if refused { Work::Undone } else { Work::Stays }
+    }
 }
 
 /// Which responses are kept, by the columns of PROTOCOL 5.

@@ -49,7 +49,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{Fingerprint, OperationId, Owner};
+use crate::{Fingerprint, OperationId, Owner, Unit};
 
 /// A request for the right to run an operation.
 #[derive(Clone, Debug)]
@@ -167,7 +167,7 @@ pub struct About {
 
 /// The contract. See the [module](self) for the rules that every verb keeps.
 ///
-/// There are no default methods: an implementation that forgets one does not compile.
+/// No verb has a default: an implementation that forgets one does not compile.
 pub trait Store: Send + Sync + 'static {
     /// What the store says of itself. Cheap, and the same at every call.
     fn about(&self) -> About;
@@ -247,6 +247,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// If the store can't be asked; what was removed stays removed.
     fn sweep(&self, limit: usize) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+
+    /// What this store lends to the handler of an attempt that it has granted: a transaction in
+    /// which the record is written too. Not a verb: it asks nobody. Most stores keep records only,
+    /// and lend nothing; a store around another one lends what that lends.
+    ///
+    /// A store that lends promises more, and may forget: until `complete` is applied nothing that
+    /// was done in the unit has happened, a `release` or a lease that is given up undoes it, and so
+    /// does the end of this process.
+    fn unit(&self, _lease: &Lease) -> Option<Arc<dyn Unit>> {
+        None
+    }
 }
 
 /// What operators need when an outcome is unknown. Front doors never see it.
@@ -458,6 +469,9 @@ pub enum StoreErrorKind {
     Unreadable,
     /// The store is not usable as it is set up: a foreign file, missing rights, a wrong setting.
     Misconfigured,
+    /// The handler did not leave its [`Unit`] to the store: it committed, rolled back, or kept it.
+    /// What it did is known to nobody, and not kept.
+    Escaped,
 }
 
 impl StoreErrorKind {
@@ -471,6 +485,7 @@ impl StoreErrorKind {
             Self::TooLarge => "too_large",
             Self::Unreadable => "unreadable",
             Self::Misconfigured => "misconfigured",
+            Self::Escaped => "escaped",
         }
     }
 }
@@ -539,6 +554,8 @@ pub trait DynStore: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), StoreError>>;
     /// See [`Store::sweep`].
     fn sweep(&self, limit: usize) -> BoxFuture<'_, Result<Swept, StoreError>>;
+    /// See [`Store::unit`].
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>>;
 }
 
 impl<S: Store> DynStore for S {
@@ -581,6 +598,9 @@ impl<S: Store> DynStore for S {
     }
     fn sweep(&self, limit: usize) -> BoxFuture<'_, Result<Swept, StoreError>> {
         Box::pin(Store::sweep(self, limit))
+    }
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        Store::unit(self, lease)
     }
 }
 
@@ -637,6 +657,9 @@ impl Store for SharedStore {
     }
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
         self.0.sweep(limit).await
+    }
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        self.0.unit(lease)
     }
 }
 

@@ -77,9 +77,16 @@
 mod error;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod pause;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub mod failpoint;
+#[cfg(all(not(feature = "failpoints"), any(feature = "mysql", feature = "postgres")))]
+mod failpoint;
 mod rendezvous;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod table;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod transactional;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod watch;
 
@@ -91,7 +98,14 @@ mod postgres;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::error::{OpenError, OpenErrorKind};
 #[cfg(feature = "mysql")]
-pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
+pub use self::mysql::{
+    MySqlStore, MySqlStoreBuilder, MySqlTransaction, TransactionalMySql, TransactionalMySqlBuilder,
+};
 #[cfg(feature = "postgres")]
-pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
+pub use self::postgres::{
+    PostgresStore, PostgresStoreBuilder, PostgresTransaction, TransactionalPostgres,
+    TransactionalPostgresBuilder,
+};
 pub use self::rendezvous::{Host, Primaries, PrimariesBuilder, Role, hosts};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub use self::transactional::{Isolation, SharedTransaction, is_conflict};

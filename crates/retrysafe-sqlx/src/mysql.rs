@@ -8,6 +8,7 @@ mod error;
 mod records;
 mod schema;
 mod server;
+mod transactional;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,13 +21,16 @@ use retrysafe_core::{
 use sqlx::MySqlPool;
 use tokio::time::{Instant, timeout};
 
-pub use self::builder::MySqlStoreBuilder;
+pub use self::{
+    builder::MySqlStoreBuilder,
+    transactional::{MySqlTransaction, TransactionalMySql, TransactionalMySqlBuilder},
+};
 use self::{
-    call::Call,
+    call::{Call, Inserted},
     connections::Connections,
     records::{Change, NOW, Records, SWEEP_BATCH, Shown},
 };
-use crate::{pause, table::TableName, watch::Watches};
+use crate::{pause, table::TableName, transactional::in_flight_elsewhere, watch::Watches};
 
 /// How long an operator's question may take: it may be about millions of records.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(60);
@@ -287,11 +291,13 @@ impl Store for MySqlStore {
         let Step { answer: granted, write } = Record::first(claim, NOW);
         let mut may_be_free = true;
         loop {
-            if may_be_free
-                && let Some(first) = &write
-                && self.records().insert(&call, first).await?
-            {
-                return Ok(granted);
+            if may_be_free && let Some(first) = &write {
+                match self.records().insert(&call, first).await? {
+                    Inserted::Yes => return Ok(granted),
+                    Inserted::No => {}
+                    // It claims, and nobody can see what.
+                    Inserted::Locked => return Ok(Begin::Found(in_flight_elsewhere(claim))),
+                }
             }
             let Some(record) = self.records().find(&call, &claim.id).await? else {
                 // Swept, between the two.

@@ -8,6 +8,7 @@ mod inspect;
 mod record;
 mod server;
 mod statements;
+mod transactional;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,7 +21,10 @@ use retrysafe_core::{
 use sqlx::{PgPool, SqlStr, postgres::PgRow};
 use tokio::time::{Instant, timeout};
 
-pub use self::builder::PostgresStoreBuilder;
+pub use self::{
+    builder::PostgresStoreBuilder,
+    transactional::{PostgresTransaction, TransactionalPostgres, TransactionalPostgresBuilder},
+};
 use self::{
     builder::Settings,
     call::{Call, Shared, Statement, statement},
@@ -28,7 +32,7 @@ use self::{
     failure::Place,
     record::{NOW, column, interval},
 };
-use crate::{OpenError, pause, table::TableName};
+use crate::{OpenError, pause, table::TableName, transactional::in_flight_elsewhere};
 
 /// How many expired records one statement removes. A claim of one of them waits that long at most
 /// (ST12).
@@ -69,9 +73,9 @@ impl PostgresStore {
     ///
     /// The pool stays as it is set up, which has a price. sqlx sends a second message for each
     /// statement, when its connection comes back. Time-outs and isolation are the pool's: set
-    /// `statement_timeout`, `test_before_acquire(false)` and an `acquire_timeout` below a second. And
-    /// when a primary was killed while it waited for its standby, the store's own connections wait
-    /// until the standby has caught up, where a pool's show what could yet be lost.
+    /// `statement_timeout`, `lock_timeout`, `test_before_acquire(false)` and an `acquire_timeout` below
+    /// a second. And when a primary was killed while it waited for its standby, the store's own
+    /// connections wait until the standby has caught up, where a pool's show what could yet be lost.
     ///
     /// ```no_run
     /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
@@ -230,7 +234,15 @@ impl Store for PostgresStore {
                         .bind(interval(claim.lease))
                         .bind(interval(claim.retention))
                 })
-                .await?;
+                .await;
+            let rows = match rows {
+                // A transaction that has not committed holds the row: it claims, and nobody can see
+                // what.
+                Err(error) if failure::is_locked(&error) => {
+                    return Ok(Begin::Found(in_flight_elsewhere(claim)));
+                }
+                rows => rows?,
+            };
             let granted = match rows.first() {
                 None => None,
                 Some(row) if is_done(row) => {

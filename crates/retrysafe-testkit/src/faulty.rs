@@ -7,7 +7,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use retrysafe_core::{
     About, Begin, Claim, Counts, Entry, Fingerprint, Held, Inspect, Lease, Operated, OperationId,
-    Resolution, Store, StoreError, StoreErrorKind, Swept,
+    Resolution, Store, StoreError, StoreErrorKind, Swept, Unit,
 };
 
 pub use self::script::{Hold, Script};
@@ -210,6 +210,10 @@ impl<S: Store> Store for Faulty<S> {
 
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
         self.meet(Verb::Sweep, || None, self.store.sweep(limit)).await
+    }
+
+    fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        self.store.unit(lease)
     }
 }
 

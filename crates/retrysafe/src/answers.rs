@@ -186,6 +186,24 @@ pub(crate) fn store_unavailable() -> Problem {
     .retry_after(Duration::from_secs(1))
 }
 
+/// The work and its record commit together, and nobody has said that they did.
+pub(crate) fn undone() -> Problem {
+    Problem::new(
+        Code::StoreUnavailable,
+        "The outcome could not be written, and what was done stands only with it. Try again with \
+         the same key.",
+    )
+    .retry_after(Duration::from_secs(1))
+}
+
+pub(crate) fn escaped() -> Problem {
+    Problem::new(
+        Code::HandlerFailed,
+        "The handler did not leave its transaction to the layer. A retry with the same key finds \
+         out more.",
+    )
+}
+
 pub(crate) fn overloaded() -> Problem {
     Problem::new(Code::Overloaded, "No handler ran for this request. Try again with the same key.")
         .retry_after(Duration::from_secs(1))

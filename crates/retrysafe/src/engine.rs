@@ -196,11 +196,12 @@ impl<S: Store> Engine<S> {
             Ok(Begin::Acquired(acquired)) => {
                 let permit = guard.answered();
                 let lease = lease_of(&claim, acquired);
+                let unit = self.0.store.unit(&lease);
                 let Claim { fingerprint, .. } = claim;
                 let granted = Granted { lease, fingerprint, sent, answered };
                 let hold = self.0.keeper.hold(self, granted, settings.clone());
                 let vanished = acquired.previous_vanished;
-                let execution = Execution::new(self.clone(), hold, vanished, permit);
+                let execution = Execution::new(self.clone(), hold, vanished, permit, unit);
                 Ok(Begun::Acquired(acquired, execution))
             }
             Ok(Begin::Found(found)) => {

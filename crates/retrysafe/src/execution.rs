@@ -2,13 +2,14 @@
 //!
 //! An [`Execution`] can end once, because ending consumes it. One that is dropped before its
 //! handler has started is released (D5: nothing ran); one that is dropped later is abandoned, and
-//! its lease runs out: nobody knows what it did.
+//! its lease runs out: nobody knows what it did. Where the store has lent a unit of work, nothing was
+//! done until it commits, so then whatever does not complete is released.
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Comparison, Fingerprint, Found, Held, Record, Store, StoreError, StoreErrorKind,
+    Comparison, Fingerprint, Found, Held, Record, Store, StoreError, StoreErrorKind, Unit,
 };
 
 use crate::{
@@ -29,6 +30,8 @@ struct Attempted<S: Store> {
     turn: Option<Box<Turn>>,
     /// Given back when nothing of the attempt is left to do, in the background neither (E6).
     permit: Permit,
+    /// What the store has lent to the handler: work that commits with the record.
+    unit: Option<Arc<dyn Unit>>,
 }
 
 /// What the store said to the end of an attempt.
@@ -44,6 +47,11 @@ pub(crate) enum Ended {
     Stale,
     /// Somebody has: this is what is true now (E5).
     Lost(Found),
+    /// It could not be written, and its work stands and falls with it: nothing of it is known to
+    /// stand. A retry finds out.
+    Undone,
+    /// The handler did not leave its unit of work to the store: nobody knows what it did.
+    Escaped,
 }
 
 /// How an attempt ends, towards the store.
@@ -72,10 +80,11 @@ impl<S: Store> Execution<S> {
         hold: Hold,
         previous_vanished: bool,
         permit: Permit,
+        unit: Option<Arc<dyn Unit>>,
     ) -> Self {
         observe::in_flight(1.0);
         let (started, turn) = (false, None);
-        Self(Some(Attempted { engine, hold, previous_vanished, started, turn, permit }))
+        Self(Some(Attempted { engine, hold, previous_vanished, started, turn, permit, unit }))
     }
 
     /// Lets the duplicates that wait in this process wait for this attempt.
@@ -102,15 +111,26 @@ impl<S: Store> Execution<S> {
         self.attempted().hold.fingerprint()
     }
 
+    /// What the store has lent to the handler.
+    pub(crate) fn unit(&self) -> Option<Arc<dyn Unit>> {
+        self.attempted().unit.clone()
+    }
+
+    /// The record will be kept and the work will not, if they commit together.
+    pub(crate) fn undo_work(&self) {
+        if let Some(unit) = &self.attempted().unit {
+            unit.undo();
+        }
+    }
+
     /// Waits until a renewal has found that the lease is lost.
     pub(crate) async fn lost(&self) {
         self.attempted().hold.lost().await;
     }
 
     /// Ends without a word to the store, like [`End::Abandon`].
-    pub(crate) fn abandon(mut self) {
-        self.0 = None;
-        observe::in_flight(-1.0);
+    pub(crate) fn abandon(self) {
+        drop(self);
     }
 
     /// Tells the store how the attempt ended.
@@ -193,12 +213,13 @@ impl<S: Store> Attempted<S> {
             End::Complete(Completion { payload, retention, .. }) => {
                 self.complete(self.fingerprint(end), payload.clone(), *retention).await
             }
-            End::Release => {
+            // What was done in a unit is undone, so there is no doubt to leave behind.
+            End::Abandon if self.unit.is_none() => Ok(Held::Applied),
+            End::Release | End::Abandon => {
                 let keep_counters_for = self.keep_counters_for();
                 self.engine.release(lease, keep_counters_for, deadline).await
             }
             End::GiveUp => self.engine.renew(lease, Duration::ZERO, deadline).await,
-            End::Abandon => Ok(Held::Applied),
         }
     }
 
@@ -237,6 +258,21 @@ impl<S: Store> Attempted<S> {
                         Ended::Stale
                     }
                     _ => Ended::Lost(found),
+                }
+            }
+            Err(error) if self.unit.is_some() => {
+                self.turn = None;
+                match (error.kind(), end) {
+                    (StoreErrorKind::Escaped, _) => {
+                        let lease = self.hold.lease();
+                        observe::escaped(&lease.id, lease.attempt);
+                        Ended::Escaped
+                    }
+                    // R7 would be a lie: what is not recorded has not happened. Nor is there
+                    // anything to write again.
+                    (_, End::Complete(_)) => Ended::Undone,
+                    // It undoes itself.
+                    (_, End::Release | End::GiveUp | End::Abandon) => Ended::Recorded,
                 }
             }
             Err(error) => {
@@ -288,7 +324,7 @@ impl<S: Store> Drop for Execution<S> {
     fn drop(&mut self) {
         let Some(attempted) = self.0.take() else { return };
         observe::in_flight(-1.0);
-        if !attempted.started {
+        if !attempted.started || attempted.unit.is_some() {
             let unrun = Unrun {
                 lease: attempted.hold.lease().clone(),
                 settings: attempted.hold.settings().clone(),

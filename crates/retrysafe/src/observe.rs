@@ -165,6 +165,14 @@ pub(crate) fn unrecorded(operation: &OperationId, attempt: u32) {
     );
 }
 
+pub(crate) fn escaped(operation: &OperationId, attempt: u32) {
+    metrics::counter!("retrysafe_escaped_units_total").increment(1);
+    tracing::error!(
+        target: "retrysafe::audit", %operation, attempt,
+        "the handler committed, rolled back or kept its transaction by itself: what it did is unknown",
+    );
+}
+
 pub(crate) fn panicked(operation: &OperationId, attempt: u32) {
     metrics::counter!("retrysafe_panics_total").increment(1);
     tracing::error!(%operation, attempt, "the handler panicked");

@@ -18,14 +18,14 @@ use pin_project_lite::pin_project;
 use retrysafe_core::{
     Acquired, Attempt, Code, Disposition, Ending, Fingerprint, Found, KeptHeaders, Likeness,
     OnUnknownOutcome, OperationId, Outcome, OutcomeOverrule, Overrule, Problem, Reconciled,
-    ResponseHead, Store, Trace, Unknown,
+    ResponseHead, Store, Trace, Unknown, Work,
     headers::{IDEMPOTENCY_STATUS, NOT_RECORDED},
 };
 use tower_service::Service;
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    answers::{in_progress, store_unavailable},
+    answers::{escaped, in_progress, store_unavailable, undone},
     body::{BoxError, Pieces, RequestBody, ResponseBody, Tap, next_frame},
     door::Door,
     engine::{BeginError, Begun},
@@ -143,7 +143,7 @@ where
         execution: Execution<S>,
     ) -> Self {
         let Prepared { parts, body, key, scope, id, trace, .. } = *request;
-        let attempt = Attempt::new(id, key, scope, acquired);
+        let attempt = Attempt::new(id, key, scope, acquired).with_unit(execution.unit());
         // F3: the body part is hashed like the head part, which a take-over may have taken from the
         // record that it found.
         let fingerprinter = &guard.settings.fingerprinter;
@@ -485,6 +485,11 @@ impl<S: Store> Conclusion<S> {
                 guard.decided(RequestOutcome::Fenced, Some(id), Some(number), trace, None);
                 client.break_off(None);
             }
+            // Nor must what has not happened.
+            Ended::Undone | Ended::Escaped => {
+                guard.decided(RequestOutcome::Executed, Some(id), Some(number), trace, None);
+                client.break_off(None);
+            }
         }
     }
 
@@ -578,6 +583,15 @@ impl<S: Store> Conclusion<S> {
             _ => None,
         };
         let fingerprint = part.map(|part| Fingerprint { body: Some(part), ..claimed.clone() });
+        let head = written.head;
+        let head = ResponseHead {
+            status: head.status,
+            headers: &head.headers,
+            trailers: written.trailers,
+        };
+        if head.work() == Work::Undone {
+            self.execution.undo_work();
+        }
         let settings = &self.guard.settings;
         let mut retention = written.retention.unwrap_or(settings.retention);
         if self.ran.number > 1 {
@@ -645,14 +659,20 @@ impl<S: Store> Guard<S> {
         response
     }
 
-    /// E5: the loser never answers with its own result.
+    /// E5: the loser never answers with its own result, nor does who has lost what was done.
     fn fenced<R>(&self, ran: Ran, trace: Option<Trace>, ended: Ended) -> Answer<R> {
         let (id, number) = (&ran.id, ran.number);
-        self.decided(RequestOutcome::Fenced, Some(id), Some(number), trace, None);
+        let outcome = match ended {
+            Ended::Undone | Ended::Escaped => RequestOutcome::Executed,
+            _ => RequestOutcome::Fenced,
+        };
+        self.decided(outcome, Some(id), Some(number), trace, None);
         match ended {
             Ended::Lost(found @ Found::Finished { .. }) => {
                 self.told(id, found, Likeness::Same).answer
             }
+            Ended::Undone => self.problem(&undone()),
+            Ended::Escaped => self.problem(&escaped()),
             _ => self.problem(&in_progress()),
         }
     }

@@ -27,6 +27,16 @@ const MOST_BROKEN: u32 = 2;
 
 pub(super) type Sent<'q> = Query<'q, MySql, MySqlArguments>;
 
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inserted {
+    Yes,
+    /// There is one.
+    No,
+    /// A transaction that has not committed has inserted one.
+    Locked,
+}
+
 /// One call. Its statements may be sent several times, because every verb may (ST4).
 pub(super) struct Call<'a> {
     connections: &'a Connections,
@@ -65,12 +75,20 @@ impl<'a> Call<'a> {
         self.run(&Write(query), self.repeats).await
     }
 
-    /// Whether a row was inserted; if not, there is one with its key.
+    /// Inserts a row, if there is none with its key.
     pub(super) async fn insert<'q>(
         &self,
         query: impl Fn() -> Sent<'q> + Send + Sync,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Inserted, StoreError> {
         self.run(&Insert(query), self.repeats).await
+    }
+
+    /// Whether a row that is asked for with `NOWAIT` is locked.
+    pub(super) async fn probe<'q>(
+        &self,
+        query: impl Fn() -> Sent<'q> + Send + Sync,
+    ) -> Result<bool, StoreError> {
+        self.run(&Probe(query), MOST_BROKEN).await
     }
 
     async fn run<S: Statement>(
@@ -155,6 +173,7 @@ trait Statement: Send + Sync {
 struct Read<F>(F);
 struct Write<F>(F);
 struct Insert<F>(F);
+struct Probe<F>(F);
 
 impl<'q, F: Fn() -> Sent<'q> + Send + Sync> Statement for Read<F> {
     type Answer = Vec<MySqlRow>;
@@ -174,12 +193,25 @@ impl<'q, F: Fn() -> Sent<'q> + Send + Sync> Statement for Write<F> {
 }
 
 impl<'q, F: Fn() -> Sent<'q> + Send + Sync> Statement for Insert<F> {
+    type Answer = Inserted;
+
+    async fn send(&self, connection: &mut MySqlConnection) -> sqlx::Result<Inserted> {
+        match (self.0)().execute(connection).await {
+            Ok(_) => Ok(Inserted::Yes),
+            Err(error) if error::number(&error) == Some(error::DUPLICATE) => Ok(Inserted::No),
+            Err(error) if error::is_locked(&error) => Ok(Inserted::Locked),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl<'q, F: Fn() -> Sent<'q> + Send + Sync> Statement for Probe<F> {
     type Answer = bool;
 
     async fn send(&self, connection: &mut MySqlConnection) -> sqlx::Result<bool> {
-        match (self.0)().execute(connection).await {
-            Ok(_) => Ok(true),
-            Err(error) if error::number(&error) == Some(error::DUPLICATE) => Ok(false),
+        match (self.0)().fetch_all(connection).await {
+            Ok(_) => Ok(false),
+            Err(error) if error::is_locked(&error) => Ok(true),
             Err(error) => Err(error),
         }
     }

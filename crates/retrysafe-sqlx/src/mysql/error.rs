@@ -27,6 +27,12 @@ pub(super) fn number(error: &Error) -> Option<u16> {
     Some(error.number())
 }
 
+/// Whether another transaction held the row for as long as the statement waits, or, as MySQL and
+/// MariaDB say to `NOWAIT`, at all.
+pub(super) fn is_locked(error: &Error) -> bool {
+    matches!(number(error), Some(1205 | 3572))
+}
+
 pub(super) fn fate(error: &Error) -> Fate {
     use StoreErrorKind::{Full, Misconfigured, Timeout, TooLarge};
     // What the driver says is about the connection, or about an answer that it can't read.

@@ -7,9 +7,14 @@ use retrysafe_core::{
     Counts, Fingerprint, Lease, OperationId, Owner, StoreError, StoreErrorKind,
     lifecycle::{Phase, Record, attempt_of},
 };
-use sqlx::{AssertSqlSafe, Row as _, SqlSafeStr as _, SqlStr, mysql::MySqlRow, query};
+use sqlx::{
+    AssertSqlSafe, MySqlConnection, Row as _, SqlSafeStr as _, SqlStr, mysql::MySqlRow, query,
+};
 
-use super::call::{Call, Sent};
+use super::{
+    call::{Call, Inserted, Sent},
+    error,
+};
 use crate::table::TableName;
 
 /// The epoch of a record's times is the moment at which the server showed it (ST7): they are what was
@@ -42,6 +47,7 @@ pub(super) struct Records {
     renew: SqlStr,
     give_up: SqlStr,
     complete: SqlStr,
+    complete_in: SqlStr,
     release: SqlStr,
     live: SqlStr,
     expired: SqlStr,
@@ -115,6 +121,13 @@ impl Records {
                     expires_at = {now} + INTERVAL ? MICROSECOND
                 WHERE {held}",
             ),
+            // Of a transaction that holds the row: nobody else judges its times meanwhile.
+            complete_in: statement(
+                "UPDATE {table} SET state = 1, fingerprint = ?, payload = ?, lease_until = NULL,
+                    retention = NULL, previous_vanished = 0,
+                    expires_at = {now} + INTERVAL ? MICROSECOND
+                WHERE id = ? AND owner = ? AND layout = 1 AND state = 0",
+            ),
             release: statement(
                 "UPDATE {table} SET state = 2, lease_until = NULL, retention = NULL,
                     expires_at = {now} + INTERVAL ? MICROSECOND
@@ -159,6 +172,7 @@ impl Records {
             &self.renew,
             &self.give_up,
             &self.complete,
+            &self.complete_in,
             &self.release,
             &self.live,
             &self.expired,
@@ -170,8 +184,8 @@ impl Records {
         .cloned()
     }
 
-    /// Whether the operation had no record, and has this one now.
-    pub(super) async fn insert(&self, call: &Call<'_>, record: &Record) -> Answer<bool> {
+    /// Gives the operation this record, if it has none.
+    pub(super) async fn insert(&self, call: &Call<'_>, record: &Record) -> Answer<Inserted> {
         let fingerprint = record.fingerprint.encode();
         let id = &record.id.as_bytes()[..];
         let insert = || bind_columns(query(self.insert.clone()), record, &fingerprint).bind(id);
@@ -223,6 +237,62 @@ impl Records {
             change.bind(&id[..]).bind(&owner[..])
         });
         Ok(matched.await? > 0)
+    }
+
+    /// [`insert`](Self::insert), in a transaction.
+    pub(super) async fn insert_in(
+        &self,
+        transaction: &mut MySqlConnection,
+        record: &Record,
+    ) -> sqlx::Result<bool> {
+        let fingerprint = record.fingerprint.encode();
+        let insert = bind_columns(query(self.insert.clone()), record, &fingerprint);
+        match insert.bind(&record.id.as_bytes()[..]).execute(transaction).await {
+            Ok(_) => Ok(true),
+            Err(error) if error::number(&error) == Some(error::DUPLICATE) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// [`replace`](Self::replace), in a transaction.
+    pub(super) async fn replace_in(
+        &self,
+        transaction: &mut MySqlConnection,
+        shown: &Shown,
+        record: &Record,
+    ) -> sqlx::Result<bool> {
+        let fingerprint = record.fingerprint.encode();
+        let replace = bind_columns(query(self.replace.clone()), record, &fingerprint);
+        let replace = shown.bind(replace).bind(shown.is_expired);
+        Ok(replace.execute(transaction).await?.rows_affected() > 0)
+    }
+
+    /// Writes an outcome in the transaction that has claimed.
+    pub(super) async fn complete_in(
+        &self,
+        transaction: &mut MySqlConnection,
+        lease: &Lease,
+        fingerprint: &Fingerprint,
+        payload: &Bytes,
+        retention: Duration,
+    ) -> sqlx::Result<bool> {
+        let complete = query(self.complete_in.clone())
+            .bind(fingerprint.encode())
+            .bind(&payload[..])
+            .bind(microseconds(retention))
+            .bind(lease.id.as_bytes().to_vec())
+            .bind(lease.owner.to_bytes().to_vec());
+        Ok(complete.execute(transaction).await?.rows_affected() > 0)
+    }
+
+    /// Whether another transaction is at the row, seen or not.
+    pub(super) async fn is_locked(
+        &self,
+        call: &Call<'_>,
+        probe: &SqlStr,
+        id: &OperationId,
+    ) -> Answer<bool> {
+        call.probe(|| query(probe.clone()).bind(&id.as_bytes()[..])).await
     }
 
     pub(super) async fn find(&self, call: &Call<'_>, id: &OperationId) -> Answer<Option<Record>> {

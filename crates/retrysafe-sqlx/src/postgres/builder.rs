@@ -67,7 +67,8 @@ impl PostgresStoreBuilder {
     /// call (D5). Half of it may pass in waiting for a connection, after which nothing was sent and
     /// the error is [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable); what was sent and
     /// not answered in time is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout). On
-    /// connections of the store's own, the server gives up waiting for a row after as long.
+    /// connections of the store's own, the server gives up waiting for a row after two thirds of it: a
+    /// transaction that has not committed holds it then, and the operation is in flight.
     ///
     /// Sweeps, pages and counts may take a minute.
     pub fn timeout(mut self, timeout: Duration) -> Self {

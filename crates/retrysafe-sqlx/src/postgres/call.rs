@@ -58,6 +58,11 @@ impl Shared {
         }
     }
 
+    /// The table's name as messages show it.
+    pub(crate) fn table_name(&self) -> String {
+        self.table.quoted('"')
+    }
+
     pub(crate) async fn prepare(&self) -> Result<(), OpenError> {
         self.lend(Instant::now() + self.settings.timeout.max(OPENING)).await.map(drop)
     }

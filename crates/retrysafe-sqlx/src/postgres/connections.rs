@@ -115,7 +115,8 @@ impl Connections {
             options: options.disable_statement_logging(),
             place,
             statement_timeout: settings.long_timeout(),
-            lock_timeout: settings.timeout,
+            // Before the caller gives up: that a row is held is an answer.
+            lock_timeout: settings.timeout * 2 / 3,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
             handshakes: Semaphore::new(HANDSHAKES),

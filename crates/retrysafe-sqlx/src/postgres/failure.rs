@@ -1,6 +1,6 @@
 //! What sqlx and PostgreSQL say, in the words of the store contract.
 
-use std::{fmt, sync::Arc};
+use std::{error::Error as _, fmt, sync::Arc};
 
 use retrysafe_core::{StoreError, StoreErrorKind};
 use sqlx::postgres::PgConnectOptions;
@@ -76,6 +76,13 @@ pub(crate) fn statement(place: &Place, table: &str, error: sqlx::Error) -> Failu
     };
     let context = format!("{place}: {error}{advice}");
     Failure::Store(StoreError::with_source(kind, context, error))
+}
+
+/// Whether it is that another transaction has held the row for as long as somebody would wait.
+pub(crate) fn is_locked(error: &StoreError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<sqlx::Error>());
+    let code = source.and_then(|error| error.as_database_error()?.code());
+    code.as_deref() == Some("55P03")
 }
 
 /// What went wrong before any verb was sent.

@@ -82,6 +82,66 @@ pub(crate) struct Statements {
     pub(crate) resolve: SqlStr,
 }
 
+/// A claim of a record that stands and can be claimed: `$5` owner, `$6` fingerprint, `$7` lease, `$8`
+/// retention.
+const CLAIM_AGAIN: &str = "owner = $5, fence = r.fence + 1, state = 0,
+    previous_vanished = r.previous_vanished OR r.state <> 2, fingerprint = $6,
+    lease_until = clock.now + $7, retention = $8,
+    expires_at = clock.now + greatest($7, $8), payload = NULL";
+
+/// Gives the session's `lock_timeout` back, which the transaction has noted before it set its own.
+const UNBOUND: &str =
+    "set_config('lock_timeout', current_setting('retrysafe.lock_timeout'), true) AS lock_timeout";
+
+/// Replays lock no row and write nothing: the insert is tried only where no record stands. One that
+/// another claim has written meanwhile is in the way of the insert and not among what was read: no
+/// row.
+fn claimed(table: &str) -> String {
+    format!(
+        "WITH {CLOCK}, standing AS MATERIALIZED (
+            SELECT {RECORD} FROM {table} r, clock
+            WHERE r.id = $1 AND NOT ({OVER} clock.now)
+        ), granted AS (
+            INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished,
+                fingerprint, lease_until, retention, expires_at)
+            SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
+            FROM clock WHERE NOT EXISTS (SELECT FROM standing)
+            ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, fence = 1,
+                state = 0, previous_vanished = false, fingerprint = excluded.fingerprint,
+                lease_until = excluded.lease_until, retention = excluded.retention,
+                expires_at = excluded.expires_at, payload = NULL
+            WHERE {OVER} (SELECT now FROM clock)
+            RETURNING 1
+        )"
+    )
+}
+
+fn answered() -> String {
+    format!("SELECT {DONE} FROM granted UNION ALL SELECT false, r.* FROM standing r")
+}
+
+/// `begin`, within a transaction that goes on: see [`UNBOUND`].
+pub(crate) fn claim(table: &str) -> String {
+    let answered = answered();
+    format!(
+        "{} SELECT answered.*, granted.lock_timeout FROM ({answered}) answered
+        LEFT JOIN LATERAL (SELECT {UNBOUND} WHERE answered.done) granted ON true",
+        claimed(table)
+    )
+}
+
+/// `begin_again`, within a transaction that goes on.
+pub(crate) fn claim_again(table: &str) -> String {
+    format!("{}, {UNBOUND}", observed(table, CLAIM_AGAIN))
+}
+
+fn observed(table: &str, set: &str) -> String {
+    format!(
+        "WITH {CLOCK} UPDATE {table} r SET {set} FROM clock WHERE {OBSERVED}
+        RETURNING r.fence, r.previous_vanished"
+    )
+}
+
 impl Statements {
     pub(crate) fn new(table: &TableName) -> Self {
         let table = table.quoted('"');
@@ -101,43 +161,11 @@ impl Statements {
                 WHERE r.id = $1 AND NOT EXISTS (SELECT FROM applied)"
             ))
         };
-        let observed = |set: &str| {
-            sql(format!(
-                "WITH {CLOCK} UPDATE {table} r SET {set} FROM clock WHERE {OBSERVED}
-                RETURNING r.fence, r.previous_vanished"
-            ))
-        };
+        let observed = |set: &str| sql(observed(&table, set));
 
         Self {
-            // Replays lock no row and write nothing: the insert is tried only where no record
-            // stands. One that another claim has written meanwhile is in the way of the insert and
-            // not among what was read: no row.
-            begin: sql(format!(
-                "WITH {CLOCK}, standing AS MATERIALIZED (
-                    SELECT {RECORD} FROM {table} r, clock
-                    WHERE r.id = $1 AND NOT ({OVER} clock.now)
-                ), granted AS (
-                    INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished,
-                        fingerprint, lease_until, retention, expires_at)
-                    SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
-                    FROM clock WHERE NOT EXISTS (SELECT FROM standing)
-                    ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, fence = 1,
-                        state = 0, previous_vanished = false, fingerprint = excluded.fingerprint,
-                        lease_until = excluded.lease_until, retention = excluded.retention,
-                        expires_at = excluded.expires_at, payload = NULL
-                    WHERE {OVER} (SELECT now FROM clock)
-                    RETURNING 1
-                )
-                SELECT {DONE} FROM granted
-                UNION ALL
-                SELECT false, r.* FROM standing r"
-            )),
-            begin_again: observed(
-                "owner = $5, fence = r.fence + 1, state = 0,
-                previous_vanished = r.previous_vanished OR r.state <> 2, fingerprint = $6,
-                lease_until = clock.now + $7, retention = $8,
-                expires_at = clock.now + greatest($7, $8), payload = NULL",
-            ),
+            begin: sql(format!("{} {}", claimed(&table), answered())),
+            begin_again: observed(CLAIM_AGAIN),
             confirm: sql(format!(
                 "UPDATE {table} r SET owner = r.owner
                 WHERE r.id = $1 AND r.owner = $2 AND r.fence = $3 AND r.state = $4 AND r.layout = 1

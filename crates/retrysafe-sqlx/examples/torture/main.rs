@@ -1,0 +1,99 @@
+//! The ledger torture: services that move money are killed, at random and at every named point, and
+//! so is their database. Then the books are audited.
+//!
+//! ```text
+//! make torture KILLS=2000 MODE=transactional
+//! ```
+//!
+//! `MODE=transactional` keeps the records in the transaction of the transfer. `MODE=layer` keeps them
+//! by the ordinary store, beside a transaction of the handler's own, and shows that this test is able
+//! to see a hole: a service that dies between the two commits runs the transfer again.
+//!
+//! The last line is `kills=K transfers=T doubled=D lost=L balance_ok=true|false`. What has to hold for
+//! the mode decides the exit code.
+
+#![allow(clippy::unwrap_used, reason = "what fails here ends the test")]
+
+mod books;
+mod client;
+mod driver;
+mod service;
+
+use std::process::ExitCode;
+
+use driver::Plan;
+
+/// How the records are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Transactional,
+    Layer,
+}
+
+impl Mode {
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "transactional" => Some(Self::Transactional),
+            "layer" => Some(Self::Layer),
+            _ => None,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Transactional => "transactional",
+            Self::Layer => "layer",
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if service::is_wanted() {
+        service::serve().await;
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = std::env::args().skip(1);
+    let kills = arguments.next().and_then(|kills| kills.parse().ok());
+    let mode = arguments.next().as_deref().and_then(Mode::parse);
+    let (Some(kills), Some(mode)) = (kills, mode) else {
+        eprintln!("torture: say how many kills, and transactional or layer");
+        return ExitCode::from(2);
+    };
+    let audit = driver::run(&Plan { kills, mode, report: true }).await;
+    println!("{audit}");
+    if mode == Mode::Layer || audit.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a service runs when it was started by one of the tests below.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn service_of_a_test() {
+        if service::is_wanted() {
+            service::serve().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn transfers_happen_once_whatever_is_killed() {
+        let audit =
+            driver::run(&Plan { kills: 24, mode: Mode::Transactional, report: false }).await;
+        assert!(audit.is_clean() && audit.transfers > 0, "{audit}");
+    }
+
+    /// The documented hole of the ordinary layer, which this test must be able to see.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_ordinary_layer_doubles_what_was_killed_between_two_commits() {
+        for _ in 0..5 {
+            let audit = driver::run(&Plan { kills: 12, mode: Mode::Layer, report: false }).await;
+            assert!(audit.balance_ok, "{audit}");
+            if audit.doubled > 0 {
+                return;
+            }
+        }
+        panic!("nothing was doubled: this test sees nothing");
+    }
+}

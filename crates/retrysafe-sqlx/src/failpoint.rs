@@ -1,0 +1,33 @@
+//! Named points at which a process can be made to die, for the ledger torture. Without the feature
+//! `failpoints` there is nothing here.
+
+/// Dies here, if `RETRYSAFE_FAILPOINT` names this point: at the first time, or as often as
+/// `RETRYSAFE_FAILPOINT_SPARES` says later. Nothing is cleaned up: it is as a `kill -9`.
+#[cfg(feature = "failpoints")]
+pub fn reached(point: &str) {
+    use std::{
+        env,
+        sync::{
+            OnceLock,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
+    let armed = ARMED.get_or_init(|| {
+        let spares = env::var("RETRYSAFE_FAILPOINT_SPARES").ok();
+        let spares = spares.and_then(|spares| spares.parse().ok()).unwrap_or(0);
+        Some((env::var("RETRYSAFE_FAILPOINT").ok()?, AtomicU32::new(spares)))
+    });
+    if let Some((armed, spares)) = armed
+        && armed == point
+        && spares
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_err()
+    {
+        std::process::abort();
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn reached(_: &str) {}

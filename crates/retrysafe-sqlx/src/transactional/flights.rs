@@ -1,0 +1,184 @@
+//! Who works on which operation in this process.
+//!
+//! A row that a transaction has claimed is not to be seen by anybody before it commits. So that the
+//! duplicates of this process neither ask nor wait at the server, with a connection each, they wait
+//! here.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use retrysafe_core::{Acquired, Begin, Claim, Comparison, Found, Lease, OperationId};
+use sqlx::Database;
+use tokio::{sync::watch, time::timeout};
+
+use super::transaction::Slot;
+
+pub(crate) struct Flights<DB: Database>(Arc<Mutex<HashMap<OperationId, Flight<DB>>>>);
+
+/// An operation that is being claimed, or that is claimed.
+struct Flight<DB: Database> {
+    claim: Claim,
+    granted: Option<(Acquired, Arc<Slot<DB>>)>,
+    /// Dropped with the flight: then it is over.
+    over: watch::Sender<()>,
+}
+
+/// An operation that a transaction holds, of which nothing can be seen before it commits. It is taken
+/// for the same request: one that differs is refused when it has.
+pub(crate) fn in_flight_elsewhere(claim: &Claim) -> Found {
+    let fingerprint = claim.fingerprint.clone();
+    Found::InFlight { fingerprint, attempt: 1, lease_left: claim.lease }
+}
+
+/// What a claim finds in this process.
+pub(crate) enum Entered<DB: Database> {
+    /// Nobody: it may be claimed at the server.
+    Place(Place<DB>),
+    /// Itself, granted already (ST4).
+    Ours(Acquired),
+    /// Another one.
+    Taken(Seen),
+}
+
+/// The right to claim an operation at the server. Dropped before it is granted, it makes way for the
+/// next.
+pub(crate) struct Place<DB: Database> {
+    flights: Flights<DB>,
+    id: OperationId,
+    granted: bool,
+}
+
+/// An operation that somebody else works on.
+pub(crate) struct Seen {
+    found: Found,
+    worth_waiting: bool,
+    over: watch::Receiver<()>,
+}
+
+/// An attempt that this process holds, to be ended.
+pub(crate) struct Granted<DB: Database> {
+    pub(crate) claim: Claim,
+    pub(crate) slot: Arc<Slot<DB>>,
+    _ending: Place<DB>,
+}
+
+impl<DB: Database> Flights<DB> {
+    /// What a claim finds without asking anybody: an attempt that this process holds.
+    pub(crate) fn held(&self, claim: &Claim) -> Option<Entered<DB>> {
+        let flights = self.lock();
+        let flight = flights.get(&claim.id).filter(|flight| flight.granted.is_some())?;
+        Some(flight.against(claim))
+    }
+
+    pub(crate) fn enter(&self, claim: &Claim) -> Entered<DB> {
+        match self.lock().entry(claim.id) {
+            Entry::Vacant(vacant) => {
+                let over = watch::Sender::new(());
+                vacant.insert(Flight { claim: claim.clone(), granted: None, over });
+                Entered::Place(Place { flights: self.clone(), id: claim.id, granted: false })
+            }
+            Entry::Occupied(flight) => flight.get().against(claim),
+        }
+    }
+
+    /// What an attempt was lent.
+    pub(crate) fn slot(&self, lease: &Lease) -> Option<Arc<Slot<DB>>> {
+        let flights = self.lock();
+        let flight = flights.get(&lease.id).filter(|it| it.claim.owner == lease.owner)?;
+        flight.granted.as_ref().map(|(_, slot)| slot.clone())
+    }
+
+    /// An attempt, to be ended. Its duplicates go on when the value is dropped.
+    pub(crate) fn end(&self, lease: &Lease) -> Option<Granted<DB>> {
+        let slot = self.slot(lease)?;
+        let claim = self.lock().get(&lease.id)?.claim.clone();
+        let ending = Place { flights: self.clone(), id: lease.id, granted: false };
+        Some(Granted { claim, slot, _ending: ending })
+    }
+
+    /// Waits until attempt `seen` is over; `false` if it is not in flight in this process.
+    pub(crate) async fn over(&self, id: &OperationId, seen: u32, within: Duration) -> bool {
+        let over = {
+            let flights = self.lock();
+            let flight = flights.get(id);
+            let seen = |flight: &&Flight<DB>| {
+                flight.granted.as_ref().map_or(1, |(acquired, _)| acquired.attempt) == seen
+            };
+            flight.filter(seen).map(|flight| flight.over.subscribe())
+        };
+        let Some(mut over) = over else { return false };
+        let _ = timeout(within, over.changed()).await;
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<OperationId, Flight<DB>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<DB: Database> Flight<DB> {
+    fn against(&self, claim: &Claim) -> Entered<DB> {
+        let over = self.over.subscribe();
+        let Some((acquired, _)) = &self.granted else {
+            // Whose operation it is has not been decided, so its request says nothing.
+            let found = in_flight_elsewhere(claim);
+            return Entered::Taken(Seen { found, worth_waiting: true, over });
+        };
+        if self.claim.owner == claim.owner {
+            return Entered::Ours(*acquired);
+        }
+        let fingerprint = self.claim.fingerprint.clone();
+        // Another request is refused, whatever becomes of this one; and F4: one whose body is not
+        // known does not wait.
+        let worth_waiting = claim.fingerprint.compare(&fingerprint) == Comparison::Same;
+        let (attempt, lease_left) = (acquired.attempt, self.claim.lease);
+        let found = Found::InFlight { fingerprint, attempt, lease_left };
+        Entered::Taken(Seen { found, worth_waiting, over })
+    }
+}
+
+impl<DB: Database> Default for Flights<DB> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<DB: Database> Clone for Flights<DB> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl Seen {
+    /// Waits until it is over, and so long at most; then that it is in flight is the answer.
+    pub(crate) async fn over(mut self, within: Duration) -> Result<(), Begin> {
+        if !self.worth_waiting || timeout(within, self.over.changed()).await.is_err() {
+            return Err(Begin::Found(self.found));
+        }
+        Ok(())
+    }
+}
+
+impl<DB: Database> Place<DB> {
+    /// The server has granted the claim: the place is held until the attempt is ended.
+    pub(crate) fn granted(mut self, acquired: Acquired, slot: Arc<Slot<DB>>) {
+        if let Some(flight) = self.flights.lock().get_mut(&self.id) {
+            flight.granted = Some((acquired, slot));
+        }
+        self.granted = true;
+    }
+}
+
+impl<DB: Database> Drop for Place<DB> {
+    fn drop(&mut self) {
+        if self.granted {
+            return;
+        }
+        // Dropped outside of the lock: it may hold a transaction, whose end takes time.
+        let over = self.flights.lock().remove(&self.id);
+        drop(over);
+    }
+}
