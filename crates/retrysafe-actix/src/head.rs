@@ -84,8 +84,6 @@ pub(crate) fn same(one: &ActixHeaderMap, other: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
-
     use super::*;
 
     #[test]

@@ -75,13 +75,13 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod error;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-mod pause;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod failpoint;
 #[cfg(all(not(feature = "failpoints"), any(feature = "mysql", feature = "postgres")))]
 mod failpoint;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod pause;
 mod rendezvous;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod table;
