@@ -28,6 +28,7 @@ tests:
 	$(CARGO) test --workspace --all-features --locked --no-fail-fast
 
 examples:
+	$(CARGO) build --locked --package retrysafe-cli
 	$(call EXAMPLES,test) --locked
 
 docs:

@@ -18,20 +18,11 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// The binary of the workspace, built if it is not.
-async fn retrysafe() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--package", "retrysafe-cli", "--message-format", "json"])
-        .current_dir(root)
-        .output()
-        .await
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let messages = String::from_utf8(output.stdout).unwrap();
-    let messages = messages.lines().filter_map(|it| serde_json::from_str::<Value>(it).ok());
-    let program = messages.filter_map(|it| Some(PathBuf::from(it["executable"].as_str()?))).last();
-    program.expect("it was built")
+/// The binary of the workspace, which `make examples` builds into the same folder.
+fn retrysafe() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_client-retry")).with_file_name("retrysafe");
+    assert!(program.exists(), "first: cargo build -p retrysafe-cli; or: make examples");
+    program
 }
 
 struct Demo {
@@ -41,7 +32,7 @@ struct Demo {
 
 impl Demo {
     async fn start(folder: &Path) -> Self {
-        let mut process = Command::new(retrysafe().await)
+        let mut process = Command::new(retrysafe())
             .args(["demo", "--listen", "127.0.0.1:0", "--payment", "1ms"])
             .current_dir(folder)
             .stdout(Stdio::piped())
