@@ -17,6 +17,9 @@
 //! # }
 //! ```
 //!
+//! Where the service's own data is in such a database, too, [`TransactionalPostgres`] and
+//! [`TransactionalMySql`] commit the record with the work: it happens once, or not at all.
+//!
 //! [`PostgresStore`] with a synchronous standby is the recommended way out of one machine. What
 //! follows is about it; [`MySqlStore`] says of itself what differs.
 //!
@@ -75,13 +78,13 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod error;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-mod pause;
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub mod failpoint;
 #[cfg(all(not(feature = "failpoints"), any(feature = "mysql", feature = "postgres")))]
 mod failpoint;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod pause;
 mod rendezvous;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod table;
