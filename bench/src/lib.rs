@@ -36,7 +36,7 @@ use crate::{
 /// What ends a benchmark early is told to whoever runs it, and nothing else.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | CLIENT | STORES | SWEEP | TONIC ...]";
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | CLIENT | EXACT | STORES | SWEEP | TONIC ...]";
 
 /// What measures one or more targets.
 struct Group {
@@ -44,7 +44,7 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 21] = [
+const GROUPS: [Group; 22] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["TONIC"], measure: tonic::measure },
@@ -58,6 +58,7 @@ const GROUPS: [Group; 21] = [
     Group { targets: &["STORES"], measure: servers::postgres::beside_its_driver },
     Group { targets: &["STORES"], measure: servers::mysql::beside_its_driver },
     Group { targets: &["STORES"], measure: servers::nats::beside_its_driver },
+    Group { targets: &["EXACT"], measure: servers::transactional::measure },
     Group { targets: &["SWEEP"], measure: servers::sweep::postgres },
     Group { targets: &["SWEEP"], measure: servers::sweep::mariadb },
     Group { targets: &["P13"], measure: servers::redis::against_the_peer },

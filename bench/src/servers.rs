@@ -11,6 +11,7 @@ pub(crate) mod postgres;
 pub(crate) mod redis;
 mod round_trips;
 pub(crate) mod sweep;
+pub(crate) mod transactional;
 
 use std::time::Duration;
 

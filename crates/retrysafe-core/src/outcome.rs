@@ -133,3 +133,29 @@ pub enum OutcomeOverrule {
     /// Finish the operation without keeping the response (decision *unavailable*).
     OmitBody,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_is_kept_has_no_effect() {
+        let plain = HeaderMap::new();
+        let work = |status, headers: &HeaderMap, trailers| {
+            let status = StatusCode::from_u16(status).unwrap();
+            ResponseHead { status, headers, trailers }.work()
+        };
+        for (status, becomes) in
+            [(200, Work::Stays), (303, Work::Stays), (404, Work::Undone), (500, Work::Undone)]
+        {
+            assert_eq!(work(status, &plain, None), becomes, "{status}");
+        }
+        // G4: gRPC's status is in the trailers, or in the headers if there is nothing else.
+        let refused =
+            HeaderMap::from_iter([("grpc-status".parse().unwrap(), "5".parse().unwrap())]);
+        let done = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+        assert_eq!(work(200, &plain, Some(&refused)), Work::Undone);
+        assert_eq!(work(200, &refused, None), Work::Undone);
+        assert_eq!(work(200, &plain, Some(&done)), Work::Stays);
+    }
+}

@@ -17,6 +17,9 @@
 //! # }
 //! ```
 //!
+//! Where the service's own data is in such a database, too, [`TransactionalPostgres`] and
+//! [`TransactionalMySql`] commit the record with the work: it happens once, or not at all.
+//!
 //! [`PostgresStore`] with a synchronous standby is the recommended way out of one machine. What
 //! follows is about it; [`MySqlStore`] says of itself what differs.
 //!

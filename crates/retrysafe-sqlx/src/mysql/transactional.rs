@@ -18,8 +18,7 @@ pub type MySqlTransaction = SharedTransaction<MySql>;
 /// claim, what the handler writes, and the kept response are one transaction. It happens once, or not
 /// at all.
 ///
-/// It is what [`TransactionalPostgres`](https://docs.rs/retrysafe-sqlx) is in PostgreSQL: a layer on
-/// this store opens the transaction on the service's pool and claims the key as its first statement;
+/// It is what `TransactionalPostgres` is in PostgreSQL: a layer on this store opens the transaction on the service's pool and claims the key as its first statement;
 /// the handler runs its own statements on it; then the outcome is written and the transaction commits.
 ///
 /// ```no_run

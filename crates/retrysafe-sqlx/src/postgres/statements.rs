@@ -120,6 +120,18 @@ fn answered() -> String {
     format!("SELECT {DONE} FROM granted UNION ALL SELECT false, r.* FROM standing r")
 }
 
+/// `begin` of an operation without any row, within a transaction that goes on: the usual case, and
+/// the least that a claim can be. No row: there is one after all. See [`UNBOUND`].
+pub(crate) fn claim_first(table: &str) -> String {
+    format!(
+        "INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished, fingerprint,
+            lease_until, retention, expires_at)
+        SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
+        FROM clock_timestamp() AS now
+        ON CONFLICT (id) DO NOTHING RETURNING {UNBOUND}"
+    )
+}
+
 /// `begin`, within a transaction that goes on: see [`UNBOUND`].
 pub(crate) fn claim(table: &str) -> String {
     let answered = answered();

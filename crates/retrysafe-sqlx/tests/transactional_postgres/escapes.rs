@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use retrysafe_axum::{CurrentAttempt, FromAttempt as _, NotLent, Transaction};
 use retrysafe_sqlx::PostgresTransaction;
 
@@ -31,6 +32,19 @@ async fn a_commit_by_hand_is_found_out() {
         let bank = by_hand(sql, StatusCode::CREATED).await;
         assert_eq!(bank.balance().await, 1, "{sql}");
     }
+}
+
+#[tokio::test]
+async fn what_is_found_out_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    let recording = metrics::set_default_local_recorder(&recorder);
+    by_hand("COMMIT", StatusCode::CREATED).await;
+    drop(recording);
+    let counted = snapshots.snapshot().into_vec().into_iter().find_map(|(key, _, _, value)| {
+        (key.key().name() == "retrysafe_escaped_units_total").then_some(value)
+    });
+    assert!(matches!(counted, Some(DebugValue::Counter(1))), "{counted:?}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod conflicts;
 mod duplicates;
 mod endings;
 mod escapes;
+mod functions;
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use retrysafe_core::{Attempt, Entropy, OperationId};
+use retrysafe_core::{Attempt, Entropy, FromAttempt, NotLent, OperationId};
 
 /// The context of one run of a handler: the attempt that it is, or that nothing protects it.
 ///
@@ -33,6 +33,16 @@ impl OnceContext {
     /// The attempt, with key and scope; `None` if nothing protects this run.
     pub fn attempt(&self) -> Option<&Attempt> {
         self.attempt.as_ref()
+    }
+
+    /// What the store lends to this attempt: a transaction that commits with the record, where it has
+    /// one. What is given back with an `Err` is undone; with an `Ok` it commits.
+    ///
+    /// # Errors
+    ///
+    /// [`NotLent`] says why there is none; [`NotLent::Absent`] if nothing protects this run.
+    pub fn lent<T: FromAttempt>(&self) -> Result<T, NotLent> {
+        T::from_attempt(self.attempt.as_ref().ok_or(NotLent::Absent)?)
     }
 
     /// The operation; shown as it is in logs. A call without a key has one of its own each time.

@@ -36,6 +36,7 @@ pub(crate) struct PostgresSide {
     records: PostgresStore,
     begin: String,
     /// As the ordinary ones, and they give the handler its own `lock_timeout` back.
+    claim_first: SqlStr,
     claim: SqlStr,
     claim_again: SqlStr,
     /// `$1` id, `$2` owner, `$3` fingerprint, `$4` payload, `$5` retention. No row: the transaction
@@ -43,6 +44,12 @@ pub(crate) struct PostgresSide {
     finish: SqlStr,
     /// `$1` id, `$2` owner.
     is_own: SqlStr,
+}
+
+/// What a look leaves for the claim: its connection, and whether there was any row.
+pub(crate) struct Seen {
+    connection: PoolConnection<Postgres>,
+    any: bool,
 }
 
 /// What a claim came to within its transaction.
@@ -67,6 +74,7 @@ impl PostgresSide {
             AND r.xmin::text::bigint = txid_current() & 4294967295";
         Self {
             begin: format!("BEGIN{}", level.unwrap_or_default()),
+            claim_first: sql(statements::claim_first(&table)),
             claim: sql(statements::claim(&table)),
             claim_again: sql(statements::claim_again(&table)),
             finish: sql(format!(
@@ -89,8 +97,8 @@ impl PostgresSide {
     fn begin(&self, lock_timeout: Duration) -> SqlStr {
         let milliseconds = lock_timeout.as_millis().max(1);
         AssertSqlSafe(format!(
-            "{}; SELECT set_config('retrysafe.lock_timeout', current_setting('lock_timeout'), true); \
-             SELECT set_config('lock_timeout', '{milliseconds}ms', true)",
+            "{}; SELECT set_config('retrysafe.lock_timeout', current_setting('lock_timeout'), true), \
+             set_config('lock_timeout', '{milliseconds}ms', true)",
             self.begin
         ))
         .into_sql_str()
@@ -109,6 +117,7 @@ impl PostgresSide {
         }
     }
 
+    /// The record, expired or not.
     async fn read(
         &self,
         connection: &mut PgConnection,
@@ -116,20 +125,19 @@ impl PostgresSide {
     ) -> Result<Option<Record>, Failure> {
         let get = statement(&self.shared().statements.get).bind(&id.as_bytes()[..]);
         let row = get.fetch_optional(connection).await.map_err(|error| self.failed(error))?;
-        let record = row.as_ref().map(record::read).transpose()?;
-        Ok(record.filter(|record| !record.is_expired(NOW)))
+        Ok(row.as_ref().map(record::read).transpose()?)
     }
 
     async fn try_claim(
         &self,
-        connection: PoolConnection<Postgres>,
+        Seen { connection, any }: Seen,
         claim: &Claim,
         lock_timeout: Duration,
     ) -> Result<Opened<Postgres>, Failure> {
         let opened = open(connection, self.begin(lock_timeout)).await;
         let mut transaction = opened.map_err(|error| self.failed(error))?;
         failpoint::reached("after BEGIN");
-        let claimed = self.claim_in(&mut transaction, claim).await;
+        let claimed = self.claim_in(&mut transaction, claim, any).await;
         if let Ok(Claimed::Granted(acquired)) = claimed {
             return Ok(Opened::Granted(transaction, acquired));
         }
@@ -148,6 +156,7 @@ impl PostgresSide {
         &self,
         transaction: &mut PgConnection,
         claim: &Claim,
+        any: bool,
     ) -> Result<Claimed, Failure> {
         let bound = |statement: Statement| {
             statement
@@ -156,13 +165,20 @@ impl PostgresSide {
                 .bind(interval(claim.lease))
                 .bind(interval(claim.retention))
         };
+        let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
+        if !any {
+            let row = bound(statement(&self.claim_first).bind(&claim.id.as_bytes()[..]))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(|error| self.failed(error))?;
+            return Ok(row.map_or(Claimed::Again, |_| Claimed::Granted(first)));
+        }
         let row = bound(statement(&self.claim).bind(&claim.id.as_bytes()[..]))
             .fetch_optional(&mut *transaction)
             .await
             .map_err(|error| self.failed(error))?;
         let Some(row) = row else { return Ok(Claimed::Again) };
         if is_done(&row) {
-            let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
             return Ok(Claimed::Granted(first));
         }
         let record = record::read(&row)?;
@@ -214,7 +230,7 @@ impl PostgresSide {
 impl Side for PostgresSide {
     type Database = Postgres;
     type Records = PostgresStore;
-    type Seen = PoolConnection<Postgres>;
+    type Seen = Seen;
 
     fn records(&self) -> &PostgresStore {
         &self.records
@@ -228,32 +244,30 @@ impl Side for PostgresSide {
         self.shared().check_size(payload)
     }
 
-    async fn look(
-        &self,
-        claim: &Claim,
-        until: Instant,
-    ) -> Result<Looked<PoolConnection<Postgres>>, StoreError> {
+    async fn look(&self, claim: &Claim, until: Instant) -> Result<Looked<Seen>, StoreError> {
         let mut connection = self.connection(until).await?;
-        let standing = match self.within(until, self.read(&mut connection, &claim.id)).await {
-            Ok(record) => record.and_then(|record| stands_against(record, claim)),
+        let record = match self.within(until, self.read(&mut connection, &claim.id)).await {
+            Ok(record) => record,
             // A plain read is undone by nobody but a level that is very strict. The claim finds out.
             Err(Failure::Conflict) => None,
             Err(Failure::Store(error)) => return Err(error),
         };
-        Ok(match standing {
+        let any = record.is_some();
+        let standing = record.filter(|record| !record.is_expired(NOW));
+        Ok(match standing.and_then(|record| stands_against(record, claim)) {
             Some(found) => Looked::Found(found),
-            None => Looked::Free { seen: connection, locked: false },
+            None => Looked::Free { seen: Seen { connection, any }, locked: false },
         })
     }
 
     async fn claim(
         &self,
         claim: &Claim,
-        connection: PoolConnection<Postgres>,
+        seen: Seen,
         bound: Option<Duration>,
         until: Instant,
     ) -> Result<Opened<Postgres>, StoreError> {
-        let claimed = self.try_claim(connection, claim, bound.unwrap_or(GLANCE));
+        let claimed = self.try_claim(seen, claim, bound.unwrap_or(GLANCE));
         match self.within(until, claimed).await {
             Ok(opened) => Ok(opened),
             Err(Failure::Conflict) => Ok(Opened::Again),
@@ -308,7 +322,8 @@ impl Side for PostgresSide {
         let mut connection = self.connection(until).await?;
         let read = self.read(&mut connection, &lease.id).await;
         let record = read.map_err(|failure| self.undone(failure))?;
-        let is_outcome = |it: &Record| matches!(it.phase, Phase::Finished { .. });
+        let is_outcome =
+            |it: &Record| matches!(it.phase, Phase::Finished { .. }) && !it.is_expired(NOW);
         let Some(record) = record.filter(is_outcome) else { return Ok(None) };
         let Outcome { fingerprint, payload, retention } = outcome;
         let judged = record.clone().complete(lease, fingerprint, payload, *retention, NOW);
