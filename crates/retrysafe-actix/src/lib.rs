@@ -96,8 +96,8 @@
 //!
 //! A worker of Actix is one thread, and nothing of a request leaves it: a handler goes on there when
 //! its client has hung up. What must not depend on that thread, in case the handler blocks it, is
-//! elsewhere: leases are renewed on the [`background`] thread, and the connections that the store
-//! opens live there.
+//! elsewhere: leases are renewed on the [`background`] thread, what could not be recorded is written
+//! again there, and the connections that the store opens live there.
 //!
 //! # At shutdown
 //!

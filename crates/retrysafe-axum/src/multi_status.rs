@@ -6,6 +6,8 @@ use retrysafe::{BatchReport, Disposition, Done, OnceError, ProblemStyle};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::respond::Overrule;
+
 /// What came of a batch, as a response: 207, with a status and a result for each item.
 ///
 /// ```
@@ -50,7 +52,9 @@ use serde_json::{Map, Value, json};
 /// | `replayed`: `true` | if it was finished before |
 /// | `recorded`: `false` | if a retry may run it again (R7) |
 ///
-/// A client sends the whole batch again until no item has a problem that a retry can settle.
+/// A client sends the whole batch again until no item has a problem that a retry can settle. Behind a
+/// layer it does so with the same `Idempotency-Key`: as long as there is such an item the response
+/// [releases](Overrule::release) its key, because to keep it would be to answer for the items as well.
 #[derive(Debug)]
 pub struct MultiStatus<T, E> {
     report: BatchReport<T, E>,
@@ -119,9 +123,21 @@ impl<T, E> MultiStatus<T, E> {
     }
 }
 
+/// Whether every retry of an item gets the same.
+fn is_settled<T, E>(result: &Result<Done<T>, OnceError<E>>) -> bool {
+    match result {
+        Ok(done) => done.recorded,
+        Err(OnceError::Failed { disposition, recorded, .. }) => {
+            *disposition == Disposition::Keep && *recorded
+        }
+        Err(other) => other.is_definite(),
+    }
+}
+
 impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
     fn into_response(self) -> Response {
         let items: Vec<_> = self.report.items.iter().map(|result| self.item(result)).collect();
+        let settled = self.report.items.iter().all(is_settled);
         let BatchReport { executed, replayed, failed, .. } = self.report;
         let body = json!({
             "executed": executed,
@@ -131,7 +147,12 @@ impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
         });
         let json = HeaderValue::from_static("application/json");
         let headers = [(header::CONTENT_TYPE, json)];
-        (StatusCode::MULTI_STATUS, headers, body.to_string()).into_response()
+        let response = (StatusCode::MULTI_STATUS, headers, body.to_string());
+        // E4: a layer would keep a 207, and its items would stay as they are for as long.
+        match settled {
+            true => response.into_response(),
+            false => (Overrule::release(), response).into_response(),
+        }
     }
 }
 

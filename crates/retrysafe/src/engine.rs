@@ -274,31 +274,35 @@ impl<S: Store> Engine<S> {
     /// never answered may still be under way to the store, so for a while no answer is the last.
     pub(crate) fn release_in_background(&self, unrun: Unrun, permit: Permit) {
         let engine = self.clone();
-        // A process that is going down has no runtime any more; the lease runs out then.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        self.0.tasks.spawn_on(
-            async move {
-                let Unrun { lease, settings, keep_counters_for, answered } = unrun;
-                let under_way = match answered {
-                    true => Duration::ZERO,
-                    false => settings.store_deadline * 2,
-                };
-                let since = Instant::now();
-                let mut pause = Pause::new(settings.max_execution);
-                loop {
-                    match engine.release(&lease, keep_counters_for, settings.store_deadline).await {
-                        Ok(Held::Applied) => break,
-                        Ok(Held::Lost(_)) if since.elapsed() >= under_way => break,
-                        Ok(Held::Lost(_)) | Err(_) => {}
-                    }
-                    if !pause.again().await {
-                        break;
-                    }
+        self.in_background(async move {
+            let Unrun { lease, settings, keep_counters_for, answered } = unrun;
+            let under_way = match answered {
+                true => Duration::ZERO,
+                false => settings.store_deadline * 2,
+            };
+            let since = Instant::now();
+            let mut pause = Pause::new(settings.max_execution);
+            loop {
+                match engine.release(&lease, keep_counters_for, settings.store_deadline).await {
+                    Ok(Held::Applied) => break,
+                    Ok(Held::Lost(_)) if since.elapsed() >= under_way => break,
+                    Ok(Held::Lost(_)) | Err(_) => {}
                 }
-                drop(permit);
-            },
-            &runtime,
-        );
+                if !pause.again().await {
+                    break;
+                }
+            }
+            drop(permit);
+        });
+    }
+
+    /// Does what is left to do of an attempt, which a drain waits for: where its lease is renewed,
+    /// because the runtime that served the request may end before (a worker of Actix does).
+    pub(crate) fn in_background(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        let here = || Handle::try_current().ok();
+        // A process that is going down has no runtime any more; the lease runs out then.
+        let Some(runtime) = self.0.background.clone().or_else(here) else { return };
+        self.0.tasks.spawn_on(rest, &runtime);
     }
 
     fn call<T, F>(&self, verb: &'static str, deadline: Duration, call: F) -> Call<'_, F>
@@ -310,7 +314,7 @@ impl<S: Store> Engine<S> {
     }
 
     fn at_home<F>(&self, call: F) -> AtHome<'_, F> {
-        AtHome { home: self.0.background.as_ref(), call }
+        AtHome { home: self.0.background.as_ref(), call: Some(call) }
     }
 
     /// R8: the engine sweeps by itself, from its first request on, until it is dropped.
@@ -440,8 +444,18 @@ pin_project! {
     /// that would block the connection with it, and the renewals that need it (E2).
     struct AtHome<'a, F> {
         home: Option<&'a Handle>,
+        // `None` once it is dropped.
         #[pin]
-        call: F,
+        call: Option<F>,
+    }
+
+    // What is given up gives its connection back, which takes a task.
+    impl<F> PinnedDrop for AtHome<'_, F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let _entered = this.home.map(Handle::enter);
+            this.call.set(None);
+        }
     }
 }
 
@@ -451,7 +465,10 @@ impl<F: Future> Future for AtHome<'_, F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let _entered = this.home.map(Handle::enter);
-        this.call.poll(cx)
+        match this.call.as_pin_mut() {
+            Some(call) => call.poll(cx),
+            None => unreachable!("what is dropped is not polled"),
+        }
     }
 }
 
@@ -512,7 +529,9 @@ impl<S: Store> EngineBuilder<S> {
 
     /// Renews leases and sweeps on a runtime of its own, instead of the one that serves requests, and
     /// calls the store in its context: there live the connections that the store opens. For runtimes
-    /// of one thread: a handler that blocks it would stop the renewals with it (E2).
+    /// of one thread: a handler that blocks it would stop the renewals with it (E2). What is left to
+    /// write or to release after an answer (R7, D5) is seen to there as well, so it does not end with
+    /// the runtime that served the request.
     pub fn renew_on(mut self, runtime: Handle) -> Self {
         self.background = Some(runtime);
         self

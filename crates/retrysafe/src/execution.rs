@@ -13,7 +13,7 @@ use retrysafe_core::{
 };
 
 use crate::{
-    engine::{Engine, Pause, Permit, Tasks, Unrun},
+    engine::{Engine, Pause, Permit, Unrun},
     keeper::Hold,
     observe,
     waiting::Turn,
@@ -280,7 +280,7 @@ impl<S: Store> Attempted<S> {
                 let fresh = self.hold.is_fresh() && error.kind() != StoreErrorKind::Unreadable;
                 self.turn = None;
                 let engine = self.engine.clone();
-                engine.detach(self.tell_again(end), Tasks::Anywhere);
+                engine.in_background(self.tell_again(end));
                 if fresh { Ended::NotRecorded } else { Ended::Stale }
             }
         }

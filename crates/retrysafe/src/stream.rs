@@ -137,7 +137,7 @@ pub(crate) async fn read<B>(mut body: B, max_kept_body: usize, waits: bool) -> R
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let (mut data, mut trailers, mut length) = (Collected::default(), None, 0);
+    let (mut data, mut length) = (Collected::default(), 0);
     if body.size_hint().lower() > max_kept_body as u64 {
         return Read::Long { data: Pieces::new(), rest: body };
     }
@@ -146,22 +146,22 @@ where
             true => next_frame(&mut body).await,
             false => match next_frame(&mut body).now_or_never() {
                 Some(frame) => frame,
-                // Trailers are the last of a body.
-                None if trailers.is_some() => {
-                    return Read::Whole { data: data.pieces(), trailers };
-                }
                 None => break,
             },
         };
         match frame {
-            None => return Read::Whole { data: data.pieces(), trailers },
+            None => return Read::Whole { data: data.pieces(), trailers: None },
             Some(Err(_)) => return Read::BrokeOff,
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
                     length += piece.len();
                     data.push(piece);
                 }
-                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+                // Trailers are the last of a body: nobody waits for what is behind them.
+                Err(frame) => {
+                    let trailers = frame.into_trailers().ok().map(Box::new);
+                    return Read::Whole { data: data.pieces(), trailers };
+                }
             },
         }
     }
@@ -202,7 +202,6 @@ where
 {
     let mut copied = Some(Collected::default());
     let mut length = 0;
-    let mut trailers = None;
     let mut copy = |piece: &Bytes, copied: &mut Option<Collected>| {
         length += piece.len();
         if length > max_kept_body {
@@ -230,11 +229,8 @@ where
                 return Err(Broken::Lease);
             }
         };
-        match frame {
-            None => {
-                let data = copied.map(Collected::pieces);
-                return Ok((client, Streamed { data, trailers }));
-            }
+        let trailers = match frame {
+            None => None,
             Some(Err(error)) => {
                 client.break_off(Some(error.into()));
                 return Err(Broken::Body);
@@ -243,11 +239,14 @@ where
                 Ok(piece) => {
                     copy(&piece, &mut copied);
                     client.send(Piece::Frame(Frame::data(piece)));
+                    continue;
                 }
-                // Held back until the outcome is written: they are the end of the response.
-                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+                // The last of a body, and held back until the outcome is written.
+                Err(frame) => frame.into_trailers().ok().map(Box::new),
             },
-        }
+        };
+        let data = copied.map(Collected::pieces);
+        return Ok((client, Streamed { data, trailers }));
     }
 }
 

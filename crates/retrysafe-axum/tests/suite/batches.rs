@@ -109,6 +109,39 @@ async fn each_item_has_its_own_status() {
     assert_eq!(app.runs.so_far(), 4);
 }
 
+/// Kept, the first answer would be that of the items too, whatever has become of them since.
+#[tokio::test]
+async fn e4_behind_a_layer_a_batch_is_kept_when_its_items_are_settled() {
+    let once = Once::builder(MemoryStore::new()).build().unwrap();
+    let broken = Arc::new(Mutex::new(true));
+    let app = App { once, broken: broken.clone(), runs: Runs::default() };
+    let router = Router::new()
+        .route("/orders", post(create))
+        .with_state(app.clone())
+        .layer(crate::support::layer());
+    let send = || {
+        let orders = json!([
+            { "key": "1", "item": "book" },
+            { "key": "2", "item": "unicorn" },
+            { "key": "3", "item": "lamp" },
+        ]);
+        let mut request = crate::support::post("/orders", orders.to_string());
+        request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+        call(&router, request)
+    };
+    let lamp = |answer: Answer| answer.json()["items"][2]["status"].clone();
+    assert_eq!(lamp(send().await), 500);
+    assert_eq!(lamp(send().await), 500);
+
+    *broken.lock().unwrap() = false;
+    assert_eq!(lamp(send().await), 200);
+    let replay = send().await;
+    assert_eq!(replay.headers["idempotent-replayed"], "true");
+    assert_eq!(lamp(replay), 200);
+    // Three orders, and two tries more of the one that failed.
+    assert_eq!(app.runs.so_far(), 5);
+}
+
 #[tokio::test]
 async fn an_item_in_progress_says_when_to_try_again() {
     let once = Once::builder(MemoryStore::new()).build().unwrap();

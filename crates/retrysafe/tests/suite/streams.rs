@@ -6,9 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use futures_util::{StreamExt as _, stream};
+use http::{HeaderMap, HeaderName, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, StreamBody};
 use retrysafe::{
     About, Begin, Claim, Engine, Fingerprint, Held, IdempotencyLayer, Lease, MemoryStore,
     OperationId, ResponseBody, Scope, Store, StoreError, StoreErrorKind, StreamedResponse, Swept,
@@ -50,6 +51,28 @@ async fn r4_a_response_over_the_cap_passes_whole_and_is_never_run_again() {
         assert_eq!(retry.member("original_status"), 201);
         orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
         assert_eq!(orders.runs(), 1);
+    }
+}
+
+/// A body that is kept open behind its trailers, by who forgot to drop its sender.
+#[tokio::test(start_paused = true)]
+async fn r6_trailers_end_a_response() {
+    for content_type in ["text/plain", "text/event-stream"] {
+        let (store, layer) = default_layer();
+        let orders = Guarded::new(&layer, move |_, _| async move {
+            let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), 7.into())]);
+            let frames = stream::iter([data("whole"), Ok(Frame::trailers(trailers))]);
+            let body = StreamBody::new(frames.chain(stream::pending())).boxed_unsync();
+            Response::builder().header("content-type", content_type).body(body).unwrap()
+        });
+        let minute = Duration::from_secs(60);
+        let first = timeout(minute, orders.send(order("k", "a"))).await.unwrap();
+        first.assert_first(200, "whole");
+        assert_eq!(first.trailers.unwrap()["x-sum"], "7");
+        assert_eq!(state(&store, "k").await, "finished");
+        let replay = orders.send(order("k", "a")).await;
+        replay.assert_replay(200, "whole");
+        assert_eq!(replay.trailers.unwrap()["x-sum"], "7");
     }
 }
 
