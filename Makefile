@@ -12,7 +12,7 @@ demo:
 # All that has to hold: format, lints, tests, doc tests, README, docs, examples.
 test: servers format lint tests examples docs
 
-# Redis, PostgreSQL, MariaDB and NATS for the tests: installs what is missing, or says how.
+# Redis, PostgreSQL, MariaDB, NATS and gRPC for Python for the tests: installs what is missing, or says how.
 servers:
 	@scripts/install-test-servers.sh
 
@@ -28,6 +28,7 @@ tests:
 	$(CARGO) test --workspace --all-features --locked --no-fail-fast
 
 examples:
+	$(CARGO) build --locked --package retrysafe-cli
 	$(call EXAMPLES,test) --locked
 
 docs:

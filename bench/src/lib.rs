@@ -3,7 +3,9 @@
 //! Every figure is a ratio or a count from one run. What is compared runs in turn, round by round,
 //! and the median over the rounds counts, so that a busy neighbour disturbs both sides alike.
 
+mod actix;
 pub mod allocations;
+mod client;
 mod counting;
 mod duplicates;
 mod in_process;
@@ -34,7 +36,7 @@ use crate::{
 /// What ends a benchmark early is told to whoever runs it, and nothing else.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | STORES | SWEEP | TONIC | EXACT ...]";
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | CLIENT | STORES | SWEEP | TONIC | EXACT ...]";
 
 /// What measures one or more targets.
 struct Group {
@@ -42,10 +44,11 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 22] = [
+const GROUPS: [Group; 24] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["TONIC"], measure: tonic::measure },
+    Group { targets: &["ACTIX"], measure: actix::measure },
     Group { targets: &["P4"], measure: loopback::measure },
     Group { targets: &["P5"], measure: round_trips::measure },
     Group { targets: &["P5"], measure: servers::round_trips },
@@ -65,6 +68,7 @@ const GROUPS: [Group; 22] = [
     Group { targets: &["P10"], measure: duplicates::measure },
     Group { targets: &["P11"], measure: proxy::measure },
     Group { targets: &["P12"], measure: upload::measure },
+    Group { targets: &["CLIENT"], measure: client::measure },
 ];
 
 /// Measures what the arguments ask for, or plays a role in it.

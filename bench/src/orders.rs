@@ -23,7 +23,7 @@ use tower::{Layer as _, Service};
 pub(crate) const ORDER: &str = r#"{"customer":"cus_9f2c81d7","currency":"EUR","lines":[{"sku":"BK-1021-BLUE","quantity":2,"unit_price":4999},{"sku":"LT-0007","quantity":1,"unit_price":1250},{"sku":"HM-2290-M","quantity":1,"unit_price":7900}],"ship_to":{"name":"Ada Lovelace","street":"12 St James's Square","city":"London"}}"#;
 
 #[derive(Deserialize)]
-struct Order {
+pub(crate) struct Order {
     customer: String,
     currency: String,
     lines: Vec<Line>,
@@ -46,7 +46,7 @@ struct Address {
 
 /// What a client gets, about 300 bytes.
 #[derive(Serialize)]
-struct Placed {
+pub(crate) struct Placed {
     order_id: String,
     status: &'static str,
     customer: String,
@@ -57,6 +57,12 @@ struct Placed {
 }
 
 async fn place(Json(order): Json<Order>) -> Response {
+    let (location, placed) = placed(order);
+    (StatusCode::CREATED, [(header::LOCATION, location)], Json(placed)).into_response()
+}
+
+/// Places an order: where it is, and what the client gets.
+pub(crate) fn placed(order: Order) -> (String, Placed) {
     static ORDERS: AtomicU64 = AtomicU64::new(1);
     let order_id = format!("ord_{:016x}", ORDERS.fetch_add(1, Ordering::Relaxed));
     let location = format!("/orders/{order_id}");
@@ -70,7 +76,7 @@ async fn place(Json(order): Json<Order>) -> Response {
         lines: order.lines,
         ship_to: format!("{name}, {street}, {city}"),
     };
-    (StatusCode::CREATED, [(header::LOCATION, location)], Json(placed)).into_response()
+    (location, placed)
 }
 
 /// The service alone.
@@ -158,7 +164,7 @@ pub(crate) fn request(key: Option<&str>) -> Request<Body> {
     request
 }
 
-const HEADERS: [(&str, &str); 4] = [
+pub(crate) const HEADERS: [(&str, &str); 4] = [
     ("host", "orders.example"),
     ("user-agent", "bench"),
     ("accept", "application/json"),

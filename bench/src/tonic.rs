@@ -53,10 +53,7 @@ impl Ledger for Bank {
         Ok(Response::new(TransferReply { transfer_id: format!("tr_{number:032x}") }))
     }
 
-    async fn count(
-        &self,
-        _: tonic::Request<CountRequest>,
-    ) -> Result<Response<CountReply>, Status> {
+    async fn count(&self, _: tonic::Request<CountRequest>) -> Result<Response<CountReply>, Status> {
         Err(Status::unimplemented(""))
     }
 
@@ -110,7 +107,7 @@ impl Services {
     }
 }
 
-/// A transfer of about 100 bytes, with its prefix.
+/// A transfer of about 80 bytes, with its prefix.
 fn message() -> Bytes {
     let request = TransferRequest {
         request_id: String::new(),

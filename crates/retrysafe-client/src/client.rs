@@ -243,6 +243,25 @@ impl ClientBuilder {
         Ok(ClientLayer::new(self.calls()?))
     }
 
+    /// The same policy for unary gRPC calls to one authority, which has a retry budget of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first setting that can't be used: keys are made from content only where
+    /// the content is seen, and the journal keeps only HTTP requests.
+    #[cfg(feature = "tonic")]
+    pub fn unary(self, authority: impl Into<String>) -> Result<crate::UnaryClient, ConfigError> {
+        if matches!(self.settings.keys, KeySource::Content(_)) {
+            let problem = "the content of a gRPC message is not seen: choose UUIDs, or name each";
+            return Err(ConfigError::new("key", problem));
+        }
+        if self.journal.is_some() || self.settings.shared_answers.is_some() {
+            let problem = "a gRPC message can be neither kept nor shared";
+            return Err(ConfigError::new("journal", problem));
+        }
+        crate::UnaryClient::new(self.calls()?, authority.into())
+    }
+
     pub(crate) fn calls(self) -> Result<Arc<Calls>, ConfigError> {
         self.settings.validate()?;
         Ok(Arc::new(Calls::new(self.settings, self.journal, self.clock, self.entropy)))

@@ -27,16 +27,26 @@ impl CallOutcome {
     }
 }
 
+/// Counts something under one of a few labels. Each is a literal, so that counting allocates nothing.
+macro_rules! count {
+    ($name:literal, $label:literal => $value:expr, [$($known:literal),* $(,)?]) => {
+        match $value {
+            $($known => metrics::counter!($name, $label => $known).increment(1),)*
+            other => metrics::counter!($name, $label => other).increment(1),
+        }
+    };
+}
+
 pub(crate) fn call_ended(outcome: CallOutcome, attempts: u32) {
     let span = tracing::Span::current();
     span.record("outcome", outcome.as_str());
     span.record("attempts", attempts);
-    metrics::counter!("retrysafe_client_calls_total", "outcome" => outcome.as_str()).increment(1);
+    count!("retrysafe_client_calls_total", "outcome" => outcome.as_str(), ["answered"]);
 }
 
 pub(crate) fn attempt_ended(end: &'static str) {
     tracing::Span::current().record("end", end);
-    metrics::counter!("retrysafe_client_attempts_total", "end" => end).increment(1);
+    count!("retrysafe_client_attempts_total", "end" => end, ["answered", "broken", "not_sent"]);
 }
 
 pub(crate) fn retrying(retry: Retry) {

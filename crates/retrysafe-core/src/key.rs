@@ -7,6 +7,7 @@ mod text;
 
 use std::{borrow::Cow, fmt, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub use self::format::KeyFormat;
@@ -68,8 +69,13 @@ impl IdempotencyKey {
     /// ```
     pub fn to_header_value(&self, quoting: Quoting) -> HeaderValue {
         let bare = quoting == Quoting::WhenNeeded && self.0.bytes().all(is_bare);
-        let text = if bare { Cow::Borrowed(&*self.0) } else { Cow::Owned(item::quote(&self.0)) };
-        let mut value = HeaderValue::from_str(&text).expect("a key is visible ASCII and spaces");
+        // Clones of such a value share its one allocation: a client clones its headers.
+        let bytes = match bare {
+            true => Bytes::from_owner(Spelled(self.clone())),
+            false => Bytes::from(item::quote(&self.0)),
+        };
+        let value = HeaderValue::from_maybe_shared(bytes);
+        let mut value = value.expect("a key is visible ASCII and spaces");
         value.set_sensitive(true);
         value
     }
@@ -78,6 +84,15 @@ impl IdempotencyKey {
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("IdempotencyKey(..)")
+    }
+}
+
+/// The bytes of a key, for a header's value.
+struct Spelled(IdempotencyKey);
+
+impl AsRef<[u8]> for Spelled {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 

@@ -114,9 +114,9 @@
 //! # }
 //! ```
 
-mod client;
 mod future;
 mod handler;
+mod interceptor;
 mod layer;
 mod message;
 mod methods;
@@ -128,9 +128,9 @@ mod status;
 pub use retrysafe::*;
 
 pub use self::{
-    client::KeyInterceptor,
     future::ResponseFuture,
     handler::{IdempotentRequest, Overruled},
+    interceptor::KeyInterceptor,
     layer::IdempotencyLayer,
     methods::UnaryMethods,
     service::IdempotencyService,

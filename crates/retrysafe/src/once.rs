@@ -138,7 +138,12 @@ impl<S: Store> Once<S> {
     }
 
     /// Runs the handler once for this key; a retry gets its value. The key is text, or an `Option`
-    /// of it: see [`Unnamed`]. Nothing happens until the call is awaited.
+    /// of it: see [`Unnamed`]. Nothing happens until the call is awaited; key and input are taken
+    /// now, whatever becomes of them later.
+    ///
+    /// # Errors
+    ///
+    /// [`OnceError`] if there is no value to give: it says why, and whether the outcome is definite.
     ///
     /// # Cancel safety
     ///

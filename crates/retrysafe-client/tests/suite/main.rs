@@ -16,3 +16,5 @@ mod retries;
 mod sharing;
 mod support;
 mod tower_layer;
+#[cfg(feature = "tonic")]
+mod unary;

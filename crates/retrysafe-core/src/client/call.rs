@@ -82,6 +82,8 @@ pub enum Unknown {
     Refused,
     /// The call that others of this process waited for was given up by its caller.
     Abandoned,
+    /// The server asked not to be asked again.
+    Stopped,
 }
 
 impl Unknown {
@@ -97,6 +99,7 @@ impl Unknown {
             Self::Reported => "reported",
             Self::Refused => "refused",
             Self::Abandoned => "abandoned",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -113,6 +116,7 @@ impl fmt::Display for Unknown {
             Self::Reported => "the server does not know it either",
             Self::Refused => "a later attempt was refused",
             Self::Abandoned => "the call that was waited for was given up",
+            Self::Stopped => "the server asked not to be asked again",
         })
     }
 }
@@ -154,6 +158,7 @@ pub struct Call<'a> {
     budget_refused: bool,
     /// The last answer is about the operation, and not about trying again.
     settled: bool,
+    stopped: bool,
 }
 
 impl<'a> Call<'a> {
@@ -178,6 +183,7 @@ impl<'a> Call<'a> {
             spent: None,
             budget_refused: false,
             settled: false,
+            stopped: false,
         }
     }
 
@@ -214,6 +220,11 @@ impl<'a> Call<'a> {
     /// Whether the operation was surely not executed: nothing was sent, or every attempt was refused.
     pub fn surely_not_done(&self) -> bool {
         !self.maybe_done && !self.settled
+    }
+
+    /// The server asked not to be asked again, whatever its answer means (gRPC's pushback).
+    pub fn stop(&mut self) {
+        self.stopped = true;
     }
 
     /// How long the next attempt may take.
@@ -290,6 +301,9 @@ impl<'a> Call<'a> {
         now: Moment,
         entropy: &dyn Entropy,
     ) -> Result<Duration, Unknown> {
+        if self.stopped {
+            return Err(Unknown::Stopped);
+        }
         if !self.repeatable {
             return Err(Unknown::Unrepeatable);
         }

@@ -1,13 +1,15 @@
 //! Methods that stream, messages that are large, and lists that are wrong about a method (G1, R4).
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
+use http_body_util::BodyExt as _;
 use retrysafe_tonic::UnaryMethods;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, body::Body};
+use tower::{Layer as _, service_fn};
 
 use crate::support::{
     ledger::{TransferReply, WatchRequest},
@@ -100,6 +102,28 @@ async fn g1_a_request_that_stays_open_is_refused_before_it_runs() {
         assert_eq!(answer.headers["grpc-status"], "3");
     }
     assert_eq!((state(&store, "k").await, runs.get()), ("absent", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn g1_a_long_request_that_stays_open_is_the_handlers_to_wait_for() {
+    let (store, layer) = default_layer();
+    let runs = Count::default();
+    let counted = runs.clone();
+    let inner = service_fn(move |request: http::Request<Body>| {
+        let counted = counted.clone();
+        async move {
+            let mut body = request.into_body();
+            assert!(body.frame().await.unwrap().unwrap().is_data());
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            counted.more();
+            Ok::<_, Infallible>(Status::not_found("").into_http::<Body>())
+        }
+    });
+    let service = Service::new(layer.layer(inner));
+    let body = open([data(frame(&[7; 100 * 1024]))]);
+    let answer = call(&service, raw_request("k", body)).await;
+    assert_eq!(answer.headers["grpc-status"], "5");
+    assert_eq!((state(&store, "k").await, runs.get()), ("finished", 1));
 }
 
 #[tokio::test(start_paused = true)]

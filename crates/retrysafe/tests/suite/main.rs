@@ -14,6 +14,7 @@ mod keys;
 mod lessons;
 mod once;
 mod once_lessons;
+mod once_runs;
 mod outcomes;
 mod privacy;
 mod recording;

@@ -1,21 +1,18 @@
 //! Any function (PROTOCOL 8): `Once`, through its public door.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt as _, Full};
 use retrysafe::{
-    Code, Disposition, Inspect as _, MemoryStore, OnInFlight, OnStoreFailure, OnUnknownOutcome,
-    Once, OnceBuilder, OnceContext, OnceError, OutcomeOverrule, Overrule, Reconciled, Resolution,
-    ResponseBody, Scope, State, StoreErrorKind, Unnamed,
+    Code, Disposition, Inspect as _, MemoryStore, OnUnknownOutcome, Once, OnceBuilder, OnceContext,
+    OnceError, OutcomeOverrule, Overrule, Resolution, ResponseBody, Scope, State, Unnamed,
 };
-use retrysafe_testkit::{Fault, Faulty, TokioClock, Verb};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::task::JoinSet;
 
-use crate::{common::*, unknown::Down};
+use crate::common::*;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
@@ -83,10 +80,10 @@ macro_rules! failing {
     }};
 }
 
-pub(crate) use order;
+pub(crate) use {failing, order};
 
 #[track_caller]
-fn assert_code<T: std::fmt::Debug, E: std::fmt::Debug>(
+pub(crate) fn assert_code<T: std::fmt::Debug, E: std::fmt::Debug>(
     result: Result<T, OnceError<E>>,
     code: Code,
 ) -> OnceError<E> {
@@ -499,273 +496,6 @@ async fn o4_a_value_is_never_read_as_a_response() {
         Response::new(Full::<Bytes>::default())
     });
     assert_eq!(respond.await.status(), 422);
-}
-
-#[tokio::test]
-async fn e1_dropping_the_call_changes_nothing() {
-    // `disconnect_frees` and `disconnect_wedges`
-    let (_, once) = default_once();
-    let (started, gate) = (Count::default(), Gate::closed());
-    let (counted, at_gate) = (started.clone(), gate.clone());
-    let call = once.run("order", &Scope::shared(), "k", "a", move |_| async move {
-        let run = counted.more();
-        at_gate.pass().await;
-        Ok::<_, Refusal>(Receipt { run })
-    });
-    let call = tokio::spawn(call.into_future());
-    started.reached(1).await;
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled());
-    assert_code(order!(once, started, "k", "a").await, Code::InProgress);
-    gate.open();
-    once.engine().drain().await;
-    let retry = order!(once, started, "k", "a").await.unwrap();
-    assert!(retry.replayed && retry.value.run == 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn e2_a_handler_that_never_ends_is_taken_over_and_never_answers() {
-    let (_, once) = default_once();
-    let (started, gate) = (Count::default(), Gate::closed());
-    let (counted, at_gate) = (started.clone(), gate.clone());
-    let first = once.run("order", &Scope::shared(), "k", "a", move |_| async move {
-        let run = counted.more();
-        at_gate.pass().await;
-        Ok::<_, Refusal>(Receipt { run })
-    });
-    let first = tokio::spawn(first.into_future());
-    started.reached(1).await;
-    // It is renewed up to `max_execution`, and then no longer.
-    tokio::time::sleep(590 * SECOND).await;
-    assert_code(order!(once, started, "k", "a").await, Code::InProgress);
-    tokio::time::sleep(60 * SECOND).await;
-    let second = order!(once, started, "k", "a").await.unwrap();
-    assert_eq!((second.value.run, second.attempt), (2, Some(2)));
-    // E5: its late result is not given, to nobody.
-    gate.open();
-    let late = first.await.unwrap().unwrap();
-    assert!(late.replayed && late.value.run == 2, "{late:?}");
-    assert_eq!(order!(once, started, "k", "a").await.unwrap().value.run, 2);
-}
-
-#[tokio::test]
-async fn e5_a_panic_is_not_definite() {
-    let (_, once) = default_once();
-    let runs = Count::default();
-    for place in ["call", "future"] {
-        let panics = once.run("order", &Scope::shared(), place, "a", move |_| {
-            assert!(place != "call", "the handler panicked");
-            async move {
-                assert!(place != "future", "the handler panicked");
-                Ok::<_, Refusal>(Receipt { run: 0 })
-            }
-        });
-        let error = assert_code(panics.await, Code::HandlerFailed);
-        assert!(!error.is_definite());
-        assert_eq!(state_of(&once, place).await, "lapsed");
-        assert!(!order!(once, runs, place, "a").await.unwrap().replayed);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn d1_fifty_at_once_run_once() {
-    // `check_then_set`
-    for on_in_flight in [OnInFlight::Reject, OnInFlight::wait(60 * SECOND)] {
-        let store = store();
-        let once = on(&store).on_in_flight(on_in_flight).build().unwrap();
-        let runs = Count::default();
-        let mut fifty = JoinSet::new();
-        for _ in 0..50 {
-            let (once, counted) = (once.clone(), runs.clone());
-            fifty.spawn(async move {
-                once.run("order", &Scope::shared(), "k", "a", |_| async move {
-                    tokio::task::yield_now().await;
-                    Ok::<_, Refusal>(counted.more())
-                })
-                .await
-            });
-        }
-        let answers = fifty.join_all().await;
-        assert_eq!(runs.now(), 1);
-        let first = answers.iter().flatten().filter(|done| !done.replayed).count();
-        assert_eq!(first, 1);
-        for answer in answers {
-            match answer {
-                Ok(done) => assert_eq!(done.value, 1),
-                Err(error) => {
-                    assert_eq!(on_in_flight, OnInFlight::Reject);
-                    assert_eq!(error.code(), Some(Code::InProgress));
-                    assert!(!error.is_definite());
-                }
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn d2_a_duplicate_waits_for_the_value() {
-    let store = store();
-    let once = on(&store).on_in_flight(OnInFlight::wait(60 * SECOND)).build().unwrap();
-    let (started, gate) = (Count::default(), Gate::closed());
-    let (counted, at_gate) = (started.clone(), gate.clone());
-    let first = once.run("order", &Scope::shared(), "k", "a", move |_| async move {
-        at_gate.pass().await;
-        Ok::<_, Refusal>(Receipt { run: counted.more() })
-    });
-    let first = tokio::spawn(first.into_future());
-    store.script().called(Verb::Begin, 1).await;
-    let waiting = tokio::spawn(order!(once, started, "k", "a").into_future());
-    store.script().called(Verb::Changed, 1).await;
-    gate.open();
-    assert_eq!(first.await.unwrap().unwrap().value.run, 1);
-    let waited = waiting.await.unwrap().unwrap();
-    assert!(waited.replayed && waited.value.run == 1);
-    assert_eq!(started.now(), 1);
-}
-
-#[tokio::test]
-async fn d3_reconcile_with_a_typed_answer() {
-    let (_, once) = default_once();
-    let runs = Count::default();
-    failing!(once, runs, "k", Refusal::Lost).await.unwrap_err();
-    let still = order!(once, runs, "k", "a").reconcile(|_| async { Reconciled::StillUnknown });
-    assert_code(still.await, Code::OutcomeUnknown);
-    let panics = order!(once, runs, "k", "a").reconcile(|unknown| async move {
-        assert!(!unknown.context.previous_vanished(), "a reconciler that panics");
-        Reconciled::StillUnknown
-    });
-    assert_code(panics.await, Code::OutcomeUnknown);
-    assert_eq!(runs.now(), 1);
-
-    let happened = order!(once, runs, "k", "a").reconcile(|unknown| async move {
-        assert_eq!(unknown.context.key().as_str(), "k");
-        Reconciled::Happened(Receipt { run: 77 })
-    });
-    let done = happened.await.unwrap();
-    assert!(done.replayed && done.value.run == 77);
-    let retry = order!(once, runs, "k", "a").await.unwrap();
-    assert!(retry.replayed && retry.value.run == 77);
-    assert_eq!(runs.now(), 1);
-}
-
-#[tokio::test]
-async fn d3_an_operator_resolves_with_the_json_of_a_value() {
-    let (store, _) = default_once();
-    let once = on(&store).on_unknown_outcome(OnUnknownOutcome::Refuse).build().unwrap();
-    let runs = Count::default();
-    failing!(once, runs, "k", Refusal::Lost).await.unwrap_err();
-    let outcome = retrysafe::Outcome {
-        status: http::StatusCode::OK,
-        headers: &http::HeaderMap::new(),
-        body: Some(&[Bytes::from_static(br#"{"run":7}"#)]),
-        trailers: None,
-        stream: false,
-        trailers_only: false,
-        recorded: Duration::ZERO,
-        trace: None,
-    };
-    let payload = outcome.encode(&retrysafe::KeptHeaders::default());
-    let id = once.operation_id(&Scope::shared(), "k").unwrap();
-    let happened = Resolution::Happened { payload, retention: 60 * SECOND };
-    let _ = store.resolve(&id, 1, happened).await.unwrap();
-    let done = order!(once, runs, "k", "a").await.unwrap();
-    assert!(done.replayed && done.value.run == 7);
-    assert_eq!(runs.now(), 1);
-}
-
-#[tokio::test]
-async fn d3_reconcile_runs_what_did_not_happen() {
-    let (_, once) = default_once();
-    let (runs, looked) = (Count::default(), Count::default());
-    failing!(once, runs, "k", Refusal::Lost).await.unwrap_err();
-    let run = || {
-        let looked = looked.clone();
-        order!(once, runs, "k", "a").reconcile(move |_| {
-            looked.more();
-            async { Reconciled::DidNotHappen }
-        })
-    };
-    assert_eq!(run().await.unwrap().value.run, 2);
-    assert!(run().await.unwrap().replayed);
-    assert_eq!(looked.now(), 1);
-}
-
-#[tokio::test]
-async fn d4_a_bypassed_run_says_so() {
-    let down = Down(MemoryStore::new(), StoreErrorKind::Unreachable);
-    let once = Once::builder(down);
-    let once = once.settings(|it| it.on_store_failure = OnStoreFailure::Bypass).build().unwrap();
-    let done = once.run("order", &Scope::shared(), "k", "a", |context: OnceContext| async move {
-        assert!(context.attempt().is_none());
-        // Nobody knows whether there was an earlier attempt.
-        Ok::<_, Refusal>((
-            context.fence(),
-            context.previous_vanished(),
-            context.derive_key("charge"),
-        ))
-    });
-    let done = done.await.unwrap();
-    let id = once.operation_id(&Scope::shared(), "k").unwrap();
-    assert_eq!(done.value, (0, true, id.derive_key("charge")));
-    assert!(!done.recorded && !done.replayed && done.attempt.is_none());
-}
-
-#[tokio::test]
-async fn d4_a_store_that_is_down_is_not_definite() {
-    let once =
-        Once::builder(Down(MemoryStore::new(), StoreErrorKind::Unreachable)).build().unwrap();
-    let runs = Count::default();
-    let error = assert_code(order!(once, runs, "k", "a").await, Code::StoreUnavailable);
-    assert!(!error.is_definite());
-    assert_eq!(runs.now(), 0);
-}
-
-#[tokio::test]
-async fn e4_retention_of_one_run() {
-    let clock = Arc::new(retrysafe_testkit::ManualClock::new());
-    let memory = MemoryStore::builder().clock(clock.clone()).build().unwrap();
-    let once = Once::builder(Faulty::new(memory)).build().unwrap();
-    let runs = Count::default();
-    let order = |key: &'static str| order!(once, runs, key, "a");
-    order("short").retention(60 * SECOND).await.unwrap();
-    order("usual").await.unwrap();
-    clock.advance(61 * SECOND);
-    assert!(!order("short").await.unwrap().replayed);
-    assert!(order("usual").await.unwrap().replayed);
-}
-
-#[tokio::test(start_paused = true)]
-async fn r7_a_value_that_was_not_recorded_says_so() {
-    // `failed_complete_deletes`
-    let store =
-        Faulty::new(MemoryStore::builder().clock(Arc::new(TokioClock::new())).build().unwrap());
-    let once = on(&store).build().unwrap();
-    let runs = Count::default();
-    store.script().next(Verb::Complete, Fault::FailBefore);
-    let first = order!(once, runs, "k", "a").await.unwrap();
-    assert!(!first.recorded && !first.replayed && first.attempt == Some(1));
-    once.engine().drain().await;
-    let retry = order!(once, runs, "k", "a").await.unwrap();
-    assert!(retry.recorded && retry.replayed);
-    assert_eq!(runs.now(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn r7_a_kept_error_that_was_not_recorded_says_so() {
-    let memory = MemoryStore::builder().clock(Arc::new(TokioClock::new())).build().unwrap();
-    let store = Faulty::new(memory);
-    let once = on(&store).build().unwrap();
-    let runs = Count::default();
-    store.script().next(Verb::Complete, Fault::FailBefore);
-    for (expected, was_replayed) in [(false, false), (true, true)] {
-        let declined = failing!(once, runs, "k", Refusal::Declined).keep_if(|_| true).await;
-        let Err(OnceError::Failed { replayed, recorded, .. }) = declined else {
-            panic!("{declined:?}")
-        };
-        assert_eq!((recorded, replayed), (expected, was_replayed));
-        once.engine().drain().await;
-    }
-    assert_eq!(runs.now(), 1);
 }
 
 #[tokio::test]

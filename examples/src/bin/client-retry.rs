@@ -1,0 +1,150 @@
+//! A client that posts orders to any `POST /orders` and loses none, whatever happens on the way.
+//!
+//! ```text
+//! client-retry http://127.0.0.1:8080/orders --calls 100 --concurrency 8 --journal orders.journal
+//! ```
+//!
+//! What an earlier run does not know the outcome of is found out first, from the journal.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use clap::Parser;
+use futures_util::{StreamExt as _, stream};
+use retrysafe_client::{Client, FileJournal, OutcomeUnknown, ResumedOutcome, RetryPolicy};
+
+/// Posts orders, and loses none.
+#[derive(Parser)]
+struct Arguments {
+    /// Where orders are posted: http://HOST:PORT/orders.
+    url: String,
+
+    /// How many orders are placed.
+    #[arg(long, default_value_t = 100)]
+    calls: u64,
+
+    /// How many of them at a time.
+    #[arg(long, default_value_t = 8)]
+    concurrency: usize,
+
+    /// How long one order may take, all in all.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    deadline: Duration,
+
+    /// How long one attempt of it may take.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    attempt: Duration,
+
+    /// How often a request is sent at most.
+    #[arg(long, default_value_t = 5)]
+    attempts: u32,
+
+    /// Where keys and requests are kept before they are sent.
+    #[arg(long)]
+    journal: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("client-retry: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What became of the orders.
+#[derive(Default)]
+struct Count {
+    succeeded: u64,
+    unknown: u64,
+    failed: u64,
+}
+
+async fn run(arguments: Arguments) -> Result<(), String> {
+    let attempts = Attempts::default();
+    let mut retries = RetryPolicy::default();
+    retries.attempts = arguments.attempts;
+    retries.deadline = arguments.deadline;
+    retries.attempt_timeout = arguments.attempt;
+    // The middleware is inside of the retries, so it sees every attempt.
+    let mut builder = Client::builder().retries(retries).with(attempts.clone());
+    if let Some(path) = &arguments.journal {
+        builder = builder.journal(FileJournal::open(path).map_err(|error| told(&error))?);
+    }
+    let client = builder.build().map_err(|error| error.to_string())?;
+
+    // What an earlier run does not know the outcome of.
+    for resumed in client.resume().await.map_err(|error| told(&error))? {
+        match resumed.outcome() {
+            ResumedOutcome::Answered(response) => {
+                println!("resumed {}: {}", resumed.operation(), response.status());
+            }
+            ResumedOutcome::Unknown(unknown) => println!("still unknown: {unknown}"),
+            ResumedOutcome::Failed(error) => {
+                println!("not resumed {}: {}", resumed.operation(), told(error));
+            }
+        }
+    }
+
+    let orders =
+        stream::iter(0..arguments.calls).map(|number| place(&client, &arguments.url, number));
+    let mut orders = orders.buffer_unordered(arguments.concurrency.max(1));
+    let mut count = Count::default();
+    while let Some(placed) = orders.next().await {
+        match placed {
+            Ok(true) => count.succeeded += 1,
+            Ok(false) => count.failed += 1,
+            Err(error) if OutcomeUnknown::of(&error).is_some() => count.unknown += 1,
+            Err(_) => count.failed += 1,
+        }
+    }
+    println!(
+        "calls={} succeeded={} unknown={} failed={} attempts={}",
+        arguments.calls,
+        count.succeeded,
+        count.unknown,
+        count.failed,
+        attempts.0.load(Ordering::Relaxed),
+    );
+    Ok(())
+}
+
+/// Places one order, under a key of its own that all its attempts share. Says whether it was accepted.
+async fn place(client: &Client, url: &str, number: u64) -> reqwest_middleware::Result<bool> {
+    let order = format!(r#"{{"item":"book {number}","amount":{}}}"#, 1_000 + number);
+    let request = client.post(url).header("content-type", "application/json").body(order);
+    Ok(request.send().await?.status().is_success())
+}
+
+/// Counts what is sent.
+#[derive(Clone, Default)]
+struct Attempts(Arc<AtomicU64>);
+
+#[async_trait::async_trait]
+impl reqwest_middleware::Middleware for Attempts {
+    async fn handle(
+        &self,
+        request: reqwest::Request,
+        extensions: &mut http::Extensions,
+        next: reqwest_middleware::Next<'_>,
+    ) -> reqwest_middleware::Result<reqwest::Response> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        next.run(request, extensions).await
+    }
+}
+
+/// An error and its causes, on one line.
+fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
