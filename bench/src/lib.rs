@@ -44,7 +44,7 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 22] = [
+const GROUPS: [Group; 24] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["TONIC"], measure: tonic::measure },

@@ -304,14 +304,19 @@ async fn run_processor(listen: SocketAddr) -> Result<(), String> {
     answer(listen, app).await
 }
 
-async fn charge(State(charges): State<Charges>, Key(key): Key, Json(new): Json<Charge>) -> Response {
+async fn charge(
+    State(charges): State<Charges>,
+    Key(key): Key,
+    Json(new): Json<Charge>,
+) -> Response {
     if new.card == "declined" {
         return StatusCode::PAYMENT_REQUIRED.into_response();
     }
     // The money is taken, and then the answer takes its time.
-    let mut book = charges.lock().unwrap_or_else(PoisonError::into_inner);
-    book.insert(key.as_str().to_owned(), new.amount);
-    drop(book);
+    {
+        let mut book = charges.lock().unwrap_or_else(PoisonError::into_inner);
+        book.insert(key.as_str().to_owned(), new.amount);
+    }
     time::sleep(Duration::from_millis(200)).await;
     let charge_id = format!("ch_{}", Uuid::new_v4().simple());
     (StatusCode::CREATED, Json(Charged { charge_id })).into_response()
