@@ -166,6 +166,11 @@ impl Problem {
         )
     }
 
+    /// The key may be in what was not read of a body. Running unprotected is the worst answer (K3).
+    pub fn key_out_of_reach() -> Self {
+        Self::new(Code::MissingKey, "The body is longer than what is read to find the key in it.")
+    }
+
     /// There are two keys, and they are not the same (G2).
     pub fn keys_differ() -> Self {
         Self::from(InvalidKey::new(

@@ -215,7 +215,8 @@ pub enum KeySource {
 }
 
 type KeyFinder = dyn Fn(&request::Parts) -> Option<String> + Send + Sync;
-type FieldFinder = dyn Fn(&request::Parts, &Bytes) -> Result<Option<String>, Problem> + Send + Sync;
+type FieldFinder =
+    dyn Fn(&request::Parts, Option<&Bytes>) -> Result<Option<String>, Problem> + Send + Sync;
 
 impl KeySource {
     /// Takes the key from the head of a request.
@@ -225,11 +226,12 @@ impl KeySource {
         Self::Function(Arc::new(find))
     }
 
-    /// Takes the key from the header, or from a field of a body that ends within
-    /// [`Settings::inline_body`] (AIP-155 calls it `request_id`). One that is in both places and not
-    /// the same is refused (G2).
+    /// Takes the key from the header, or from a field of the body (AIP-155 calls it `request_id`).
+    /// One that is in both places and not the same is refused (G2). A body that does not end within
+    /// [`Settings::inline_body`] is `None` to the function: who needs it answers
+    /// [`Problem::key_out_of_reach`].
     pub fn header_or_field(
-        find: impl Fn(&request::Parts, &Bytes) -> Result<Option<String>, Problem>
+        find: impl Fn(&request::Parts, Option<&Bytes>) -> Result<Option<String>, Problem>
         + Send
         + Sync
         + 'static,

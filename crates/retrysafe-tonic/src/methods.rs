@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
+use bytes::Bytes;
 use prost::Message;
 use prost_types::{
     DescriptorProto, FileDescriptorSet, MethodDescriptorProto,
@@ -181,11 +182,15 @@ impl UnaryMethods {
 
     /// The key in a request. One that can't be looked for is a bad key: a request with a bad key
     /// never runs unprotected (K3).
-    pub(crate) fn key_of(&self, path: &str, body: &[u8]) -> Result<Option<String>, Problem> {
+    pub(crate) fn key_of(
+        &self,
+        path: &str,
+        body: Option<&Bytes>,
+    ) -> Result<Option<String>, Problem> {
         let Some(find) = self.0.get(path).and_then(|method| method.key.as_ref()) else {
             return Ok(None);
         };
-        message::only(body)
+        message::only(body.ok_or_else(Problem::key_out_of_reach)?)
             .and_then(|message| find(message))
             .map_err(|unreadable| Problem::new(Code::InvalidKey, unreadable.to_string()))
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderName, Method, Request, Response, Uri, request::Parts};
 use http_body::Body;
 use retrysafe_core::{
-    Attempt, Code, Fingerprint, Fingerprinter, IdempotencyKey, KeySource, OperationId, Problem,
+    Attempt, Fingerprint, Fingerprinter, IdempotencyKey, KeySource, OperationId, Problem,
     RequestHead, Scope, Settings, Store, Trace,
 };
 use sha2::{Digest as _, Sha256};
@@ -184,19 +184,18 @@ impl<S: Store> Guard<S> {
             let fingerprint = self.fingerprint(&settings.fingerprinter, &parts, &body);
             let key = match &settings.key_source {
                 KeySource::Json(pointer) => {
-                    let body = body.whole().ok_or_else(body_too_long_for_key)?;
+                    let body = body.whole().ok_or_else(Problem::key_out_of_reach)?;
                     match pointer.key_text(body).map_err(Problem::from)? {
                         Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
                         None => None,
                     }
                 }
                 KeySource::Content => {
-                    body.whole().ok_or_else(body_too_long_for_key)?;
+                    body.whole().ok_or_else(Problem::key_out_of_reach)?;
                     Some(content_key(&fingerprint)?)
                 }
                 KeySource::HeaderOrField(find) => {
-                    let body = body.whole().ok_or_else(body_too_long_for_key)?;
-                    let field = match find(&parts, body)? {
+                    let field = match find(&parts, body.whole())? {
                         Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
                         None => None,
                     };
@@ -255,9 +254,4 @@ fn content_key(fingerprint: &Fingerprint) -> Result<IdempotencyKey, Problem> {
     let digest: [u8; 32] = Sha256::digest(fingerprint.encode()).into();
     let text: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(IdempotencyKey::new(&text)?)
-}
-
-// K3: running unprotected is the worst answer, and the key may be in what was not read.
-fn body_too_long_for_key() -> Problem {
-    Problem::new(Code::MissingKey, "The body is longer than what is read to find the key in it.")
 }

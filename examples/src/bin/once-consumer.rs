@@ -226,7 +226,7 @@ impl Queue {
     fn acknowledge(&self, message: &Message) {
         let lost = {
             let mut waiting = self.waiting();
-            message.order.number % 3 == 0 && waiting.lost.insert(message.id.clone())
+            message.order.number.is_multiple_of(3) && waiting.lost.insert(message.id.clone())
         };
         if lost {
             return self.bring_back(message.clone());
@@ -269,7 +269,7 @@ impl Warehouse {
         time::sleep(Duration::from_millis(5)).await;
         let label = || Parcel { label: format!("{} no. {}", order.item, order.number) };
         let parcel = self.packed().entry(key).or_insert_with(label).clone();
-        match order.number % 7 == 0 && attempt == 1 {
+        match order.number.is_multiple_of(7) && attempt == 1 {
             true => Err(NoAnswer),
             false => Ok(parcel),
         }

@@ -149,7 +149,6 @@ async fn the_servers_errors_are_told_apart() {
         ("53100", Full, "its disk is full"),
         ("54000", TooLarge, ""),
         ("57014", Timeout, ""),
-        ("55P03", Timeout, ""),
         // Tried again for as long as the call may take.
         ("40001", Timeout, ""),
         ("40P01", Timeout, ""),
