@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
+use crate::grpc::{self, GRPC_STATUS};
+
 /// What becomes of work that commits with its record ([`Unit`](crate::Unit)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -54,11 +56,10 @@ pub struct ResponseHead<'a> {
 impl ResponseHead<'_> {
     /// What becomes of the handler's work when this is kept: a refusal has no effect.
     pub fn work(&self) -> Work {
-        const GRPC_STATUS: &str = "grpc-status";
-        let grpc = self.trailers.and_then(|it| it.get(GRPC_STATUS));
-        let grpc = grpc.or_else(|| self.headers.get(GRPC_STATUS));
-        let refused = self.status.as_u16() >= 400 || grpc.is_some_and(|status| status != "0");
-        if refused { Work::Undone } else { Work::Stays }
+        let is_grpc = self.headers.contains_key(&GRPC_STATUS)
+            || self.trailers.is_some_and(|it| it.contains_key(&GRPC_STATUS));
+        let refused = is_grpc && grpc::Status::of(*self) != Some(grpc::Status::Ok);
+        if self.status.as_u16() >= 400 || refused { Work::Undone } else { Work::Stays }
     }
 }
 

@@ -30,7 +30,12 @@ mod client;
 mod races;
 mod service;
 
-use std::{collections::HashMap, net::SocketAddr, panic::AssertUnwindSafe, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use retrysafe_core::{OnInFlight, OnUnknownOutcome, Settings};
@@ -100,43 +105,20 @@ impl Profile {
 /// # Panics
 ///
 /// If a case comes out otherwise; every case that did is named.
-pub async fn all(door: &impl Door) {
+pub async fn all<D: Door>(door: &D) {
     let mut opened = HashMap::new();
     let mut failed = Vec::new();
-    let table = cases().into_iter().filter(|case| case.concerns(door));
-    let races = races::races().into_iter();
-    for case in table.map(Checked::Case).chain(races.map(Checked::Race)) {
-        let profile = match &case {
-            Checked::Case(case) => case.profile,
-            Checked::Race(race) => race.profile,
-        };
-        if let std::collections::hash_map::Entry::Vacant(vacant) = opened.entry(profile) {
-            let service = Service::new(door_place(door));
-            let address = door.open(service.clone(), profile).await;
+    for case in cases().into_iter().filter(|case| case.concerns(D::PLACE)) {
+        if let Entry::Vacant(vacant) = opened.entry(case.profile) {
+            let service = Service::new(D::PLACE);
+            let address = door.open(service.clone(), case.profile).await;
             vacant.insert((service, address));
         }
-        let (service, address) = &opened[&profile];
-        let (name, checked) = match case {
-            Checked::Case(case) => {
-                (case.name, AssertUnwindSafe(case.check(service, *address)).catch_unwind().await)
-            }
-            Checked::Race(race) => {
-                let check = (race.check)(service.clone(), *address);
-                (race.name, AssertUnwindSafe(check).catch_unwind().await)
-            }
-        };
-        if checked.is_err() {
-            failed.push(name);
+        let (service, address) = &opened[&case.profile];
+        let checked = AssertUnwindSafe(case.check(service, *address)).catch_unwind();
+        if checked.await.is_err() {
+            failed.push(case.name);
         }
     }
     assert!(failed.is_empty(), "these cases came out otherwise: {}", failed.join(", "));
-}
-
-enum Checked {
-    Case(Case),
-    Race(races::Race),
-}
-
-fn door_place<D: Door>(_: &D) -> Place {
-    D::PLACE
 }

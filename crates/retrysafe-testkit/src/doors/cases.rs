@@ -4,16 +4,25 @@ use std::net::SocketAddr;
 
 use http::Method;
 
-use super::{Answer, Door, Place, Profile, Sent, Service};
+use super::{
+    Answer, Place, Profile, Sent, Service,
+    races::{Race, races},
+};
 
-/// A row: requests that are sent one after the other, what each gets, and how often the service ran.
+/// A row of the table.
 pub struct Case {
     /// The rule or the lesson that it keeps.
     pub name: &'static str,
     pub(super) profile: Profile,
     place: Option<Place>,
-    steps: Vec<(Sent, Gets)>,
-    runs: u32,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Requests that are sent one after the other, what each gets, and how often the service ran.
+    InTurn { steps: Vec<(Sent, Gets)>, runs: u32 },
+    /// More than one request at a time.
+    Race(Race),
 }
 
 /// What comes out.
@@ -77,7 +86,12 @@ fn keyed() -> Sent {
 
 impl Case {
     fn new(name: &'static str, runs: u32) -> Self {
-        Self { name, profile: Profile::Standard, place: None, steps: Vec::new(), runs }
+        let kind = Kind::InTurn { steps: Vec::new(), runs };
+        Self { name, profile: Profile::Standard, place: None, kind }
+    }
+
+    pub(super) fn race(name: &'static str, profile: Profile, race: Race) -> Self {
+        Self { name, profile, place: None, kind: Kind::Race(race) }
     }
 
     fn profile(mut self, profile: Profile) -> Self {
@@ -91,17 +105,30 @@ impl Case {
     }
 
     fn step(mut self, sent: Sent, gets: Gets) -> Self {
-        self.steps.push((sent, gets));
+        match &mut self.kind {
+            Kind::InTurn { steps, .. } => steps.push((sent, gets)),
+            Kind::Race(_) => unreachable!("a race has no steps"),
+        }
         self
     }
 
-    pub(super) fn concerns<D: Door>(&self, _: &D) -> bool {
-        self.place.is_none_or(|place| place == D::PLACE)
+    pub(super) fn concerns(&self, place: Place) -> bool {
+        self.place.is_none_or(|only| only == place)
     }
 
-    pub(super) async fn check(self, service: &Service, address: SocketAddr) {
+    pub(super) async fn check(&self, service: &Service, address: SocketAddr) {
+        match &self.kind {
+            Kind::InTurn { steps, runs } => {
+                self.send_in_turn(steps, address).await;
+                assert_eq!(service.runs(self.name), *runs, "how often {} ran", self.name);
+            }
+            Kind::Race(race) => race(service.clone(), address).await,
+        }
+    }
+
+    async fn send_in_turn(&self, steps: &[(Sent, Gets)], address: SocketAddr) {
         let mut answers: Vec<Answer> = Vec::new();
-        for (number, (sent, gets)) in self.steps.iter().enumerate() {
+        for (number, (sent, gets)) in steps.iter().enumerate() {
             let answer = sent.send(self.name, address).await;
             let at = format!("{}, request {}: {answer:?}", self.name, number + 1);
             assert_eq!(answer.status.as_u16(), gets.status, "{at}");
@@ -135,7 +162,6 @@ impl Case {
             }
             answers.push(answer);
         }
-        assert_eq!(service.runs(self.name), self.runs, "how often {} ran", self.name);
     }
 }
 
@@ -145,7 +171,7 @@ fn left_out(name: &str) -> bool {
         .contains(&name)
 }
 
-/// Every row, in the order of the protocol.
+/// Every row, in the order of the protocol, and then the races.
 pub fn cases() -> Vec<Case> {
     use Profile as P;
     let mut cases = vec![
@@ -247,7 +273,7 @@ pub fn cases() -> Vec<Case> {
             .step(keyed().answered("omit_body"), first(500, "order 1"))
             .step(keyed(), problem(409, "response_unavailable")),
     ];
-    cases.extend(kept().chain(released()).chain(ambiguous()));
+    cases.extend(kept().chain(released()).chain(ambiguous()).chain(races()));
     cases
 }
 

@@ -6,39 +6,25 @@ use http::Method;
 use http_body_util::BodyExt as _;
 use tokio::task::JoinSet;
 
-use super::{Answer, Profile, Sent, Service};
+use super::{Answer, Case, Profile, Sent, Service};
 
-type Check = fn(Service, SocketAddr) -> Pin<Box<dyn Future<Output = ()>>>;
+/// How such a case comes out.
+pub(super) type Race = fn(Service, SocketAddr) -> Pin<Box<dyn Future<Output = ()>>>;
 
-/// A case that is more than a list of requests.
-pub(super) struct Race {
-    pub(super) name: &'static str,
-    pub(super) profile: Profile,
-    pub(super) check: Check,
-}
-
-pub(super) fn races() -> [Race; 4] {
+pub(super) fn races() -> [Case; 4] {
     [
-        Race {
-            name: "check_then_set",
-            profile: Profile::Standard,
-            check: |service, address| Box::pin(check_then_set(service, address)),
-        },
-        Race {
-            name: "d2_fifty_that_wait",
-            profile: Profile::Waiting,
-            check: |service, address| Box::pin(fifty_that_wait(service, address)),
-        },
-        Race {
-            name: "disconnect_frees",
-            profile: Profile::Waiting,
-            check: |service, address| Box::pin(disconnect_frees(service, address)),
-        },
-        Race {
-            name: "r5_events",
-            profile: Profile::Standard,
-            check: |service, address| Box::pin(events(service, address)),
-        },
+        Case::race("check_then_set", Profile::Standard, |service, address| {
+            Box::pin(check_then_set(service, address))
+        }),
+        Case::race("d2_fifty_that_wait", Profile::Waiting, |service, address| {
+            Box::pin(fifty_that_wait(service, address))
+        }),
+        Case::race("disconnect_frees", Profile::Waiting, |service, address| {
+            Box::pin(disconnect_frees(service, address))
+        }),
+        Case::race("r5_events", Profile::Standard, |service, address| {
+            Box::pin(events(service, address))
+        }),
     ]
 }
 

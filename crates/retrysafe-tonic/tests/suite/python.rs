@@ -108,9 +108,7 @@ async fn g3_a_retrying_channel_comes_back_when_it_was_told_to() {
     store.script().next(Verb::Begin, Fault::FailBefore);
     let opened = async {
         // Three calls of the store: two for the try that failed, one that found the operation.
-        while store.script().calls(Verb::Begin) < before + 3 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        store.script().called(Verb::Begin, before + 3).await;
         gate.open();
     };
     let (answers, ()) = tokio::join!(python(&served, "retry", "k"), opened);
