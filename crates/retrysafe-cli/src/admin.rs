@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use retrysafe::{OperationId, store::DynInspect};
+use retrysafe::store::DynInspect;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -78,14 +78,13 @@ impl Admin {
         }
     }
 
-    /// Ready is who accepts requests and reaches the store: any record's look-up shows that.
+    /// Ready is who accepts requests and reaches the store.
     async fn readiness(&self) -> Result<(), String> {
         if self.stopping.is_cancelled() {
             return Err("stopping".to_owned());
         }
-        let anything = OperationId::from_bytes([0; 32]);
-        match timeout(READY_WITHIN, self.inspect.get(&anything)).await {
-            Ok(Ok(_)) => Ok(()),
+        match timeout(READY_WITHIN, self.inspect.answers()).await {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 tracing::warn!(error = %crate::chain(&error), "not ready: the store failed");
                 Err("the store can't be reached".to_owned())

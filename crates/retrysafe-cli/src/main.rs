@@ -40,6 +40,15 @@ enum Command {
     Demo(Box<demo::DemoFlags>),
     /// Shows and changes the records of a store
     Keys(keys::KeysFlags),
+    /// Prints the statements that create the table of a PostgreSQL or MySQL store, for migrations
+    Schema(SchemaFlags),
+}
+
+#[derive(clap::Args)]
+struct SchemaFlags {
+    /// The store that the table is for; it is not connected to
+    #[arg(long, env = "RETRYSAFE_STORE", value_name = "URL", hide_env_values = true)]
+    store: String,
 }
 
 /// Why the process ends early.
@@ -110,6 +119,7 @@ fn run(command: Command) -> Result<(), Failure> {
             start_log(LogFormat::Text, KEYS_LOG);
             runtime.block_on(keys::run(flags))
         }
+        Command::Schema(flags) => store::schema(&flags.store).map(|text| say(text.trim_end())),
     };
     // What is still running had its time; what it held is let go, and the store closes its file.
     runtime.shutdown_timeout(CLOSING);

@@ -22,6 +22,15 @@ pub(crate) async fn open_existing(url: &str) -> Result<OpenStore, Failure> {
     retrysafe_stores::open_existing(url).await.map_err(failed)
 }
 
+/// The statements that create a store's table.
+///
+/// # Errors
+///
+/// If the URL can't be used, or its store has none.
+pub(crate) fn schema(url: &str) -> Result<String, Failure> {
+    retrysafe_stores::schema(url).map_err(failed)
+}
+
 fn failed(error: OpenError) -> Failure {
     let message = crate::chain(&error);
     match error.is_config() {

@@ -46,6 +46,29 @@ fn e2_a_retention_that_is_too_short_names_its_line() {
 }
 
 #[test]
+fn the_statements_for_a_table_are_printed() {
+    let schema = |url: &str| {
+        let output = retrysafe().args(["schema", "--store", url]).output().unwrap();
+        let text = |bytes| String::from_utf8::<Vec<u8>>(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, printed, _) = schema("postgres://u:secret@db/shop");
+    assert_eq!(code, Some(0));
+    assert!(printed.contains("CREATE TABLE IF NOT EXISTS \"retrysafe_record\" ("), "{printed}");
+    let (_, printed, _) = schema("mariadb://db/shop?table=app.retries");
+    assert!(printed.contains("CREATE TABLE IF NOT EXISTS `app`.`retries` ("), "{printed}");
+    for (url, says) in [
+        ("redis://u:secret@db", "the store `redis:` has no statements"),
+        ("postgres://u:secret@db/shop?table=Bad-Name", "table"),
+        ("mongodb://u:secret@db", "no store of the kind `mongodb:`"),
+    ] {
+        let (code, printed, error) = schema(url);
+        assert_eq!((code, &printed[..]), (Some(2), ""), "{url}: {error}");
+        assert!(error.contains(says) && !error.contains("secret"), "{url}: {error}");
+    }
+}
+
+#[test]
 fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
     for arguments in [
         &["proxy"][..],

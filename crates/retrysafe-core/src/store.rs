@@ -290,6 +290,18 @@ pub trait Inspect: Send + Sync + 'static {
     /// If the store can't be asked.
     fn count(&self) -> impl Future<Output = Result<Counts, StoreError>> + Send;
 
+    /// Whether the store answers, found out by looking for a record. Of several primaries one that
+    /// answers is enough: the operations of the others are refused one by one, and those of this one
+    /// are served.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be asked.
+    fn answers(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        let any = OperationId::from_bytes([0; 32]);
+        async move { self.get(&any).await.map(drop) }
+    }
+
     /// Forgets a finished or unknown outcome: the key is free, as if released. The counters stay
     /// for what is left of the record's retention. A live lease is not touched.
     ///
@@ -675,6 +687,8 @@ pub trait DynInspect: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
     /// See [`Inspect::count`].
     fn count(&self) -> BoxFuture<'_, Result<Counts, StoreError>>;
+    /// See [`Inspect::answers`].
+    fn answers(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// See [`Inspect::forget`].
     fn forget<'a>(&'a self, id: &'a OperationId) -> BoxFuture<'a, Result<Operated, StoreError>>;
     /// See [`Inspect::resolve`].
@@ -699,6 +713,9 @@ impl<I: Inspect> DynInspect for I {
     }
     fn count(&self) -> BoxFuture<'_, Result<Counts, StoreError>> {
         Box::pin(Inspect::count(self))
+    }
+    fn answers(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(Inspect::answers(self))
     }
     fn forget<'a>(&'a self, id: &'a OperationId) -> BoxFuture<'a, Result<Operated, StoreError>> {
         Box::pin(Inspect::forget(self, id))

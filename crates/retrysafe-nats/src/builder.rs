@@ -36,6 +36,7 @@ const RECONNECT_TRIES: usize = 10;
 pub struct NatsStoreBuilder {
     connection: Connection,
     stream: String,
+    create: bool,
     replicas: usize,
     max_bytes: Option<u64>,
     timeout: Duration,
@@ -60,6 +61,7 @@ impl NatsStoreBuilder {
         Self {
             connection,
             stream: "retrysafe".into(),
+            create: true,
             replicas: 1,
             max_bytes: None,
             timeout: Duration::from_millis(1_500),
@@ -71,6 +73,12 @@ impl NatsStoreBuilder {
     /// digits, `-` and `_`.
     pub fn stream(mut self, name: impl Into<String>) -> Self {
         self.stream = name.into();
+        self
+    }
+
+    /// Whether a stream that is not there is created; `true` by default.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
         self
     }
 
@@ -122,7 +130,7 @@ impl NatsStoreBuilder {
         let wanted =
             Wanted { name: self.stream, replicas: self.replicas, max_bytes: self.max_bytes };
         let mut stream = Stream::new(client, &wanted.name, self.timeout.max(OPENING));
-        let (asked, info) = find_or_create(&stream, &wanted, &servers).await?;
+        let (asked, info) = find(&stream, &wanted, self.create, &servers).await?;
         if let Some(complaint) = wanted.complaint(&info.config) {
             return Err(OpenError::new(
                 &servers,
@@ -232,13 +240,18 @@ fn check_server(client: &Client, servers: &str) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn find_or_create(
+async fn find(
     stream: &Stream,
     wanted: &Wanted,
+    create: bool,
     servers: &str,
 ) -> Result<(Instant, Info), OpenError> {
     let asked = Instant::now();
     let found = match stream.info().await {
+        Err(error) if error.kind() == StoreErrorKind::Misconfigured && !create => {
+            let problem = format!("there is no stream `{}`: {error}", wanted.name);
+            return Err(OpenError::new(servers, OpenErrorKind::Stream, problem).caused_by(error));
+        }
         // Not found; or JetStream is not for this account, which creating will tell as well.
         Err(error) if error.kind() == StoreErrorKind::Misconfigured => {
             tracing::info!(stream = wanted.name, replicas = wanted.replicas, "creating the stream");
@@ -292,6 +305,7 @@ impl fmt::Debug for NatsStoreBuilder {
         f.debug_struct("NatsStoreBuilder")
             .field("servers", &self.connection.servers())
             .field("stream", &self.stream)
+            .field("create", &self.create)
             .field("replicas", &self.replicas)
             .field("max_bytes", &self.max_bytes)
             .field("timeout", &self.timeout)

@@ -26,7 +26,6 @@ const QUEUE: usize = 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A connection that is known to lead to a primary that fits.
-#[derive(Clone)]
 pub(crate) struct Connection {
     pub(crate) driver: MultiplexedConnection,
     /// What the server said of itself when the connection was made.

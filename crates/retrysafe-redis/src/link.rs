@@ -1,11 +1,18 @@
 //! A connection that is made again when it has ended.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use redis::aio::MultiplexedConnection;
 use tokio::{sync::OnceCell, time::Instant};
 
 use crate::{
-    connect::{Connection, Connector, OnPush},
+    connect::{Connection, Connector, OnPush, ServerInfo},
     error::OpenError,
 };
 
@@ -27,19 +34,37 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Attempt {
     made: OnceCell<Result<Connection, OpenError>>,
-    /// When a request was first not answered in time, if none has been since.
-    silent_since: Mutex<Option<Instant>>,
+    silence: Silence,
 }
 
-impl Attempt {
-    fn silent_since(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+/// Since when requests are not answered in time.
+#[derive(Default)]
+struct Silence {
+    /// Looked at without a lock, because every answer does.
+    lasts: AtomicBool,
+    since: Mutex<Option<Instant>>,
+}
+
+impl Silence {
+    fn end(&self) {
+        if self.lasts.load(Ordering::Acquire) {
+            let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            *since = None;
+            self.lasts.store(false, Ordering::Release);
+        }
+    }
+
+    /// How long it has lasted; it begins if it has not.
+    fn go_on(&self) -> Duration {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lasts.store(true, Ordering::Release);
+        since.get_or_insert_with(Instant::now).elapsed()
     }
 }
 
 /// A connection to use for one request.
 pub(crate) struct Borrowed {
-    pub(crate) connection: Connection,
+    pub(crate) driver: MultiplexedConnection,
     attempt: Arc<Attempt>,
 }
 
@@ -54,22 +79,18 @@ impl Link {
     /// # Cancel safety
     ///
     /// If the future that connects is dropped, another one that waits goes on in its place.
-    pub(crate) async fn connection(&self) -> Result<Borrowed, OpenError> {
+    pub(crate) async fn borrow(&self) -> Result<Borrowed, OpenError> {
         let attempt = self.attempt();
-        let connect = || self.connector.connect(self.on_push.clone());
-        match attempt.made.get_or_init(connect).await {
-            Ok(connection) => {
-                let mut connection = connection.clone();
-                // It may have been made while the store was opened.
-                connection.driver.set_response_timeout(self.connector.response_timeout());
-                Ok(Borrowed { connection, attempt: Arc::clone(&attempt) })
-            }
-            Err(error) => {
-                let error = error.clone();
-                self.replace(&attempt);
-                Err(error)
-            }
-        }
+        let mut driver = self.made(&attempt).await?.driver.clone();
+        // It may have been made while the store was opened.
+        driver.set_response_timeout(self.connector.response_timeout());
+        Ok(Borrowed { driver, attempt })
+    }
+
+    /// What the server at the other end said of itself when the connection was made. Cancel safe as
+    /// [`Self::borrow`] is.
+    pub(crate) async fn server(&self) -> Result<Arc<ServerInfo>, OpenError> {
+        Ok(Arc::clone(&self.made(&self.attempt()).await?.server))
     }
 
     /// Makes whoever asks next connect anew. Requests that are under way are not disturbed.
@@ -83,14 +104,21 @@ impl Link {
     }
 
     pub(crate) fn answered(&self, borrowed: &Borrowed) {
-        *borrowed.attempt.silent_since() = None;
+        borrowed.attempt.silence.end();
     }
 
     pub(crate) fn timed_out(&self, borrowed: &Borrowed) {
-        let since = *borrowed.attempt.silent_since().get_or_insert_with(Instant::now);
-        if since.elapsed() >= SILENT * self.connector.response_timeout() {
+        if borrowed.attempt.silence.go_on() >= SILENT * self.connector.response_timeout() {
             self.replace(&borrowed.attempt);
         }
+    }
+
+    async fn made<'a>(&self, attempt: &'a Arc<Attempt>) -> Result<&'a Connection, OpenError> {
+        let connect = || self.connector.connect(self.on_push.clone());
+        attempt.made.get_or_init(connect).await.as_ref().map_err(|error| {
+            self.replace(attempt);
+            error.clone()
+        })
     }
 
     fn attempt(&self) -> Arc<Attempt> {

@@ -6,11 +6,13 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, ConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value};
+use redis::{
+    Cmd, ConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection,
+};
 use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
-    connect::{Connection, Connector, OnPush},
+    connect::{Connection, Connector, OnPush, ServerInfo},
     error::{Failure, OpenError, OpenErrorKind},
     link::Link,
     script::Script,
@@ -75,9 +77,9 @@ impl Node {
         })
     }
 
-    /// The connection for requests, to look at the server at its other end.
-    pub(crate) async fn connection(&self) -> Result<Connection, OpenError> {
-        Ok(self.calls.connection().await?.connection)
+    /// Connects if need be, and gives what the server says of itself.
+    pub(crate) async fn server(&self) -> Result<Arc<ServerInfo>, OpenError> {
+        self.calls.server().await
     }
 
     /// Its name in the network.
@@ -111,20 +113,20 @@ impl Node {
         for request in requests {
             pipeline.add_command(request.command(false).into_owned());
         }
-        self.over(&self.calls, async |connection| send_pipeline(connection, &pipeline).await).await
+        self.over(&self.calls, async |driver| send_pipeline(driver, &pipeline).await).await
     }
 
     async fn send_as(&self, request: Request<'_>, how: How, whole: bool) -> Result<Reply, Failure> {
         let command = request.command(whole);
         let Some(confirm) = how.confirm else {
             let value = self
-                .over(if how.wakeup { &self.wakeups } else { &self.calls }, async |connection| {
+                .over(if how.wakeup { &self.wakeups } else { &self.calls }, async |driver| {
                     if !how.asking {
-                        return connection.driver.send_packed_command(&command).await;
+                        return driver.send_packed_command(&command).await;
                     }
                     let mut pipeline = redis::pipe();
                     pipeline.cmd("ASKING").add_command(command.clone().into_owned());
-                    let replies = send_pipeline(connection, &pipeline).await?;
+                    let replies = send_pipeline(driver, &pipeline).await?;
                     replies.into_iter().nth(1).ok_or_else(short)
                 })
                 .await?;
@@ -140,7 +142,7 @@ impl Node {
         // On another connection it would wait for nothing.
         pipeline.cmd("WAIT").arg(confirm.replicas).arg(within);
         let mut taken = self.waiting.take().await.map_err(Failure::NotSent)?;
-        let replies = send_pipeline(&mut taken.connection, &pipeline).await;
+        let replies = send_pipeline(&mut taken.connection.driver, &pipeline).await;
         let mut replies = replies.map_err(|error| self.sent(error))?.into_iter().rev();
         let confirmed = replies.next().ok_or_else(|| self.sent(short()))?;
         let value = replies.next().ok_or_else(|| self.sent(short()))?;
@@ -158,10 +160,10 @@ impl Node {
     async fn over<T>(
         &self,
         link: &Link,
-        send: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        send: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, Failure> {
-        let mut borrowed = link.connection().await.map_err(Failure::NotSent)?;
-        let sent = send(&mut borrowed.connection).await;
+        let mut borrowed = link.borrow().await.map_err(Failure::NotSent)?;
+        let sent = send(&mut borrowed.driver).await;
         match &sent {
             Err(error) if error.is_timeout() => link.timed_out(&borrowed),
             Err(error) if error.is_unrecoverable_error() => link.drop_connection(&borrowed),
@@ -207,10 +209,10 @@ impl Request<'_> {
 }
 
 async fn send_pipeline(
-    connection: &mut Connection,
+    driver: &mut MultiplexedConnection,
     pipeline: &Pipeline,
 ) -> Result<Vec<Value>, RedisError> {
-    connection.driver.send_packed_commands(pipeline, 0, pipeline.len()).await
+    driver.send_packed_commands(pipeline, 0, pipeline.len()).await
 }
 
 /// Fewer replies than requests.

@@ -50,7 +50,7 @@ pub(crate) async fn open(
 
 /// Loads the scripts, and looks at what is not worth refusing a server for.
 async fn prepare(node: &Node, settings: &Settings) -> Result<(), OpenError> {
-    let server = node.connection().await?.server;
+    let server = node.server().await?;
     let address = &node.address;
     if !server.append_only {
         tracing::warn!(

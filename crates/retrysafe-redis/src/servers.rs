@@ -41,13 +41,13 @@ impl Servers {
         match target {
             Target::Single(info) => {
                 let node = Node::new(info, false, settings, on_push)?;
-                node.connection().await?;
+                node.server().await?;
                 Ok(Self::Single(Arc::new(node)))
             }
             Target::Cluster(seeds) => {
                 let cluster = Cluster::open(seeds, settings, on_push).await?;
                 for node in cluster.map().primaries() {
-                    node.connection().await?;
+                    node.server().await?;
                 }
                 Ok(Self::Cluster(cluster))
             }

@@ -30,7 +30,12 @@ use self::{
     connections::Connections,
     records::{Change, NOW, Records, SWEEP_BATCH, Shown},
 };
-use crate::{pause, table::TableName, transactional::in_flight_elsewhere, watch::Watches};
+use crate::{
+    pause,
+    table::{self, TableName},
+    transactional::in_flight_elsewhere,
+    watch::Watches,
+};
 
 /// How long an operator's question may take: it may be about millions of records.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(60);
@@ -158,6 +163,9 @@ impl MySqlStore {
     pub fn from_pool(pool: MySqlPool) -> MySqlStoreBuilder {
         MySqlStoreBuilder::from_pool(pool)
     }
+
+    /// The name of the table, unless another is set.
+    pub const DEFAULT_TABLE: &'static str = table::DEFAULT;
 
     /// The statement that creates the table, for migrations that are run by something else.
     ///

@@ -32,7 +32,11 @@ use self::{
     failure::Place,
     record::{NOW, column, interval},
 };
-use crate::{OpenError, pause, table::TableName, transactional::in_flight_elsewhere};
+use crate::{
+    OpenError, pause,
+    table::{self, TableName},
+    transactional::in_flight_elsewhere,
+};
 
 /// How many expired records one statement removes. A claim of one of them waits that long at most
 /// (ST12).
@@ -88,6 +92,9 @@ impl PostgresStore {
     pub fn from_pool(pool: PgPool) -> PostgresStoreBuilder {
         PostgresStoreBuilder::pool(pool)
     }
+
+    /// The name of the table, unless another is set.
+    pub const DEFAULT_TABLE: &'static str = table::DEFAULT;
 
     /// The statements that create the table, for migrations that are run by something else.
     ///

@@ -6,6 +6,7 @@ mod moving;
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use retrysafe_core::{
     About, Begin, Claim, ConfigError, Counts, Entry, Fingerprint, Held, Inspect, Lease, Operated,
     OperationId, Resolution, Store, StoreError, Swept,
@@ -329,6 +330,18 @@ impl<S: Store + Inspect> Inspect for Primaries<S> {
             all.released += counts.released;
         }
         Ok(all)
+    }
+
+    async fn answers(&self) -> Result<(), StoreError> {
+        let asked = self.members.iter().map(|member| async move {
+            member.store.answers().await.map_err(|error| member.named(error))
+        });
+        let (answered, failed): (Vec<_>, Vec<_>) =
+            join_all(asked).await.into_iter().partition(Result::is_ok);
+        for error in failed.iter().filter_map(|it| it.as_ref().err()) {
+            tracing::warn!(%error, "a primary can't be used; its keys are refused until it can");
+        }
+        answered.into_iter().chain(failed).next().unwrap_or(Ok(()))
     }
 
     async fn forget(&self, id: &OperationId) -> Result<Operated, StoreError> {

@@ -70,6 +70,7 @@
 //! | `postgres` | `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `application_name` | | as PostgreSQL has them |
 //! | `mysql` | `ssl-mode`, `ssl-ca`, `ssl-cert`, `ssl-key` | | as MySQL has them |
 //! | `nats` | `stream` | `retrysafe` | its name |
+//! | | `create` | `true` | whether the stream is created if it is not there |
 //! | | `replicas` | `1` | on how many servers each record is kept |
 //! | | `max-bytes` | unlimited | how large the stream may grow, such as `10GiB`, if it is created |
 //! | | `tls` | `false` | `true`: not without TLS; a server that insists on it gets it either way |
@@ -77,7 +78,7 @@
 //!
 //! A table is created if it is not there, as a file and a stream are: so a store is changed by changing
 //! its URL alone. That needs the right to create one, the first time. With `migrate=false` a missing
-//! table is an error; its statements are in the folder `schema` of `retrysafe-sqlx`.
+//! table is an error; [`schema`] gives its statements, and so does `retrysafe schema`.
 
 #[cfg(any(feature = "mysql", feature = "nats", feature = "postgres", feature = "redis"))]
 mod address;
@@ -106,5 +107,5 @@ mod written;
 
 pub use self::{
     error::OpenError,
-    opened::{OpenStore, open, open_existing},
+    opened::{OpenStore, open, open_existing, schema},
 };

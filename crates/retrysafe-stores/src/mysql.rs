@@ -13,6 +13,12 @@ use crate::{
 const SSL_MODES: [&str; 5] = ["disabled", "preferred", "required", "verify_ca", "verify_identity"];
 const DRIVERS: [&str; 3] = ["ssl-ca", "ssl-cert", "ssl-key"];
 
+pub(crate) fn schema(scheme: &str, rest: &str) -> Result<String, OpenError> {
+    let table = Address::parse(scheme, rest)?.parameters()?.value("table", TEXT, text)?;
+    MySqlStore::schema(table.as_deref().unwrap_or(MySqlStore::DEFAULT_TABLE))
+        .map_err(|error| OpenError::store(true, error))
+}
+
 pub(crate) async fn open(scheme: &str, rest: &str, absent: Absent) -> Result<OpenStore, OpenError> {
     let address = Address::parse(scheme, rest)?;
     address.one_host("")?;

@@ -5,10 +5,11 @@ use retrysafe_nats::{NatsStore, OpenErrorKind};
 use crate::{
     OpenError, OpenStore,
     address::Address,
+    opened::Absent,
     written::{DURATION, NUMBER, SIZE, SWITCH, TEXT, duration, number, size, switch, text},
 };
 
-pub(crate) async fn open(scheme: &str, rest: &str) -> Result<OpenStore, OpenError> {
+pub(crate) async fn open(scheme: &str, rest: &str, absent: Absent) -> Result<OpenStore, OpenError> {
     let rest = as_one_list(rest);
     let address = Address::parse(scheme, &rest)?;
     if address.has_path() {
@@ -32,7 +33,9 @@ pub(crate) async fn open(scheme: &str, rest: &str) -> Result<OpenStore, OpenErro
         .map(|host| format!("{scheme}://{}{host}", std::mem::take(&mut user)))
         .collect();
 
-    let mut builder = NatsStore::builder(servers.join(","));
+    let create = parameters.value("create", SWITCH, switch)?.unwrap_or(true);
+    let mut builder =
+        NatsStore::builder(servers.join(",")).create(create && absent == Absent::Create);
     if let Some(stream) = parameters.value("stream", TEXT, text)? {
         builder = builder.stream(stream);
     }

@@ -52,8 +52,8 @@ pub async fn open(url: &str) -> Result<OpenStore, OpenError> {
     open_as(url, Absent::Create).await
 }
 
-/// Opens a store that is there, to look into it: neither a file nor a table is created, whatever
-/// `migrate` says. A stream of NATS is.
+/// Opens a store that is there, to look into it: no file, table or stream is created, whatever
+/// `migrate` or `create` says.
 ///
 /// # Errors
 ///
@@ -77,21 +77,58 @@ pub async fn open_existing(url: &str) -> Result<OpenStore, OpenError> {
     open_as(url, Absent::Refuse).await
 }
 
-/// What becomes of a file or a table that is not there.
+/// What becomes of a file, a table or a stream that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Absent {
     Create,
     Refuse,
 }
 
-async fn open_as(url: &str, absent: Absent) -> Result<OpenStore, OpenError> {
-    // The text after the scheme is never shown: it may hold a password.
-    let Some((written, rest)) = url.split_once(':') else {
-        return Err(OpenError::url(match file_name(url) {
+/// The statements that create the table of a `postgres:` or `mysql:` store, as its URL names it, for
+/// migrations that are run by something else. Nothing is connected to.
+///
+/// # Errors
+///
+/// [`OpenError`]: the URL is wrong, or its store has no table that is created by statements.
+///
+/// ```
+/// # #[cfg(feature = "postgres")] {
+/// let schema = retrysafe_stores::schema("postgres://db.internal/shop?table=app.retries")?;
+/// assert!(schema.contains(r#"CREATE TABLE IF NOT EXISTS "app"."retries""#));
+/// # }
+/// # Ok::<(), retrysafe_stores::OpenError>(())
+/// ```
+pub fn schema(url: &str) -> Result<String, OpenError> {
+    #[cfg_attr(not(any(feature = "mysql", feature = "postgres")), expect(unused_variables))]
+    let (written, rest) = split(url)?;
+    let scheme = written.to_ascii_lowercase();
+    match scheme.as_str() {
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => crate::postgres::schema(&scheme, rest),
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => crate::mysql::schema(&scheme, rest),
+        "memory" | "sqlite" | "redis" | "rediss" | "redis-cluster" | "rediss-cluster" | "nats" => {
+            Err(OpenError::url(format!(
+                "the store `{scheme}:` has no statements to run: it makes what it needs when it is \
+                 opened"
+            )))
+        }
+        _ => Err(unknown(&scheme, written)),
+    }
+}
+
+/// The scheme as it is written, and what follows it.
+fn split(url: &str) -> Result<(&str, &str), OpenError> {
+    url.split_once(':').ok_or_else(|| {
+        OpenError::url(match file_name(url) {
             Some(file) => format!("a store's URL begins with its kind: `sqlite:{file}`?"),
             None => format!("a store's URL begins with its kind: {ACCEPTED}"),
-        }));
-    };
+        })
+    })
+}
+
+async fn open_as(url: &str, absent: Absent) -> Result<OpenStore, OpenError> {
+    let (written, rest) = split(url)?;
     let scheme = written.to_ascii_lowercase();
     match scheme.as_str() {
         "memory" if !rest.is_empty() && rest != "//" => {
@@ -114,14 +151,19 @@ async fn open_as(url: &str, absent: Absent) -> Result<OpenStore, OpenError> {
         #[cfg(feature = "mysql")]
         "mysql" | "mariadb" => crate::mysql::open(&scheme, rest, absent).await,
         #[cfg(feature = "nats")]
-        "nats" => crate::nats::open(&scheme, rest).await,
-        _ => Err(match feature(&scheme) {
-            Some(feature) => OpenError::not_built_in(&scheme, feature),
-            None => OpenError::url(format!(
-                "there is no store of the kind `{}:`; use {ACCEPTED}",
-                shown(written)
-            )),
-        }),
+        "nats" => crate::nats::open(&scheme, rest, absent).await,
+        _ => Err(unknown(&scheme, written)),
+    }
+}
+
+/// The text after the scheme is never shown: it may hold a password.
+fn unknown(scheme: &str, written: &str) -> OpenError {
+    match feature(scheme) {
+        Some(feature) => OpenError::not_built_in(scheme, feature),
+        None => OpenError::url(format!(
+            "there is no store of the kind `{}:`; use {ACCEPTED}",
+            shown(written)
+        )),
     }
 }
 

@@ -1,8 +1,7 @@
 //! `postgres://HOST/DATABASE`, and with a list of hosts several primaries
 
-use retrysafe_core::{Inspect as _, OperationId, StoreError};
+use retrysafe_core::Inspect as _;
 use retrysafe_sqlx::{OpenErrorKind, PostgresStore, Primaries, hosts};
-use tokio::task::JoinSet;
 
 use crate::{
     OpenError, OpenStore,
@@ -14,6 +13,12 @@ use crate::{
 /// What the driver reads itself.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 const DRIVERS: [&str; 4] = ["sslrootcert", "sslcert", "sslkey", "application_name"];
+
+pub(crate) fn schema(scheme: &str, rest: &str) -> Result<String, OpenError> {
+    let table = Address::parse(scheme, rest)?.parameters()?.value("table", TEXT, text)?;
+    PostgresStore::schema(table.as_deref().unwrap_or(PostgresStore::DEFAULT_TABLE))
+        .map_err(|error| OpenError::store(true, error))
+}
 
 pub(crate) async fn open(scheme: &str, rest: &str, absent: Absent) -> Result<OpenStore, OpenError> {
     let address = Address::parse(scheme, rest)?;
@@ -52,43 +57,18 @@ pub(crate) async fn open(scheme: &str, rest: &str, absent: Absent) -> Result<Ope
     }
 
     let mut list = Primaries::builder();
-    let mut members = Vec::new();
     for host in hosts(&url).map_err(|error| OpenError::store(true, error))? {
         let store = builder(host.url).open_later().map_err(refused)?;
-        members.push(store.clone());
         list = list.member(host.name, host.role, store);
     }
     let store = list.build().map_err(|error| OpenError::store(true, error))?;
-    try_out(members).await.map_err(|error| OpenError::store(false, error))?;
+    // One that can't be used does not keep the others from being used, and may be usable later; if
+    // none can, the set-up is wrong.
+    store.answers().await.map_err(|error| OpenError::store(false, error))?;
     Ok(OpenStore::new(store, address.shown()))
 }
 
 /// Whether the one host of a URL joins or leaves a list.
 fn url_changes(address: &Address<'_>) -> bool {
     address.hosts().any(|host| host.starts_with(['+', '-']))
-}
-
-/// Asks each primary for a record that is not there. One that can't be used does not keep the others
-/// from being used, and may be usable later; if none can, the set-up is wrong.
-async fn try_out(primaries: Vec<PostgresStore>) -> Result<(), StoreError> {
-    let mut asking = JoinSet::new();
-    let count = primaries.len();
-    for primary in primaries {
-        asking.spawn(async move { primary.get(&OperationId::from_bytes([0; 32])).await });
-    }
-    let mut failures = Vec::new();
-    while let Some(asked) = asking.join_next().await {
-        if let Ok(Err(error)) = asked {
-            failures.push(error);
-        }
-    }
-    if failures.len() == count
-        && let Some(error) = failures.pop()
-    {
-        return Err(error);
-    }
-    for error in failures {
-        tracing::warn!(%error, "a primary can't be used; its keys are refused until it can");
-    }
-    Ok(())
 }

@@ -275,6 +275,7 @@ mod postgres {
             }
         }
         assert!(granted > 0 && refused > 0, "{granted} granted, {refused} refused");
+        opened.inspect.answers().await.expect("one of them does");
 
         let down = one.replace(&other.to_string(), "127.0.0.1:1,127.0.0.1:2");
         is_found_wanting(&down, &["127.0.0.1:1", "127.0.0.1:2"]).await;
@@ -379,6 +380,17 @@ mod nats {
         let shown =
             format!("nats://{}", with.replace("nats://", "").replace("retrysafe:retrysafe@", ""));
         is_opened(&with, "nats", &shown).await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_created_only_if_it_is_wanted() {
+        let url = format!("{}?stream={}", NatsServer::shared().await.url(), fresh("shop"));
+        is_found_wanting(&format!("{url}&create=false"), &["there is no stream `shop_"]).await;
+        let (is_config, line) = is_refused(&url, open_existing(&url).await);
+        assert!(!is_config && line.contains("there is no stream `shop_"), "{line}");
+        open(&url).await.unwrap();
+        open(&format!("{url}&create=false")).await.unwrap();
+        open_existing(&url).await.unwrap();
     }
 
     #[tokio::test]
