@@ -49,7 +49,7 @@ fn e2_a_retention_that_is_too_short_names_its_line() {
 fn the_statements_for_a_table_are_printed() {
     let schema = |url: &str| {
         let output = retrysafe().args(["schema", "--store", url]).output().unwrap();
-        let text = |bytes| String::from_utf8::<Vec<u8>>(bytes).unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     let (code, printed, _) = schema("postgres://u:secret@db/shop");
