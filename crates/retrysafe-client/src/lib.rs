@@ -77,11 +77,14 @@
 
 mod batch;
 mod body;
+mod budgets;
 mod calls;
 mod client;
 mod config;
 mod error;
 pub mod journal;
+mod journaling;
+mod keying;
 mod layer;
 mod middleware;
 mod observe;
@@ -89,6 +92,7 @@ mod redirect;
 mod resume;
 mod settings;
 mod shared;
+mod transport;
 #[cfg(feature = "tonic")]
 mod unary;
 
@@ -99,13 +103,13 @@ pub use self::unary::UnaryClient;
 pub use self::{
     batch::{Batch, BatchItem, ItemOutcome},
     body::ReadBody,
-    calls::CallReport,
+    calls::{CallDeadline, CallReport},
     client::{Client, ClientBuilder},
     config::ClientConfig,
     error::{BoxError, Error, ErrorKind, OutcomeUnknown},
     journal::{FileJournal, Journal},
     layer::{ClientLayer, ClientService},
-    middleware::{CallDeadline, IdempotencyMiddleware},
+    middleware::IdempotencyMiddleware,
     redirect::same_origin_redirects,
     resume::{Resumed, ResumedOutcome},
     settings::Settings,

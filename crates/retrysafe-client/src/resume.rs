@@ -83,9 +83,9 @@ impl Client {
     ///
     /// What has not been asked for stays in the journal.
     pub async fn resume(&self) -> Result<Vec<Resumed>, Error> {
-        let Some(journal) = &self.calls.journal else { return Ok(Vec::new()) };
-        let unknown = journal.unknown().await?;
-        let unknown = unknown.into_iter().filter(|it| !self.calls.is_in_flight(&it.operation));
+        let Some(journaling) = &self.calls.journaling else { return Ok(Vec::new()) };
+        let unknown = journaling.journal.unknown().await?;
+        let unknown = unknown.into_iter().filter(|it| !journaling.is_in_flight(&it.operation));
         let resumed = stream::iter(unknown).map(|entry| self.resume_one(entry));
         Ok(resumed.buffered(AT_ONCE).collect().await)
     }

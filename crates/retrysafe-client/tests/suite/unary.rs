@@ -1,6 +1,6 @@
 //! The policy for unary gRPC calls.
 
-use std::{cell::RefCell, time::Duration};
+use std::{sync::Mutex, time::Duration};
 
 use retrysafe_client::{Error, ErrorKind, IdempotencyKey, OutcomeUnknown, Unknown};
 use tonic::{Code, Request, Response, Status};
@@ -10,17 +10,18 @@ use crate::support::builder;
 
 /// Makes a call that is answered so, the last answer for ever, and says which keys it had.
 async fn call(answers: Vec<Result<(), Status>>) -> (Result<Response<String>, Error>, Vec<String>) {
-    let keys = RefCell::new(Vec::new());
+    let keys = Mutex::new(Vec::new());
     let client = builder().unary("orders.example").unwrap();
     let made = client
         .call(Request::new("book".to_owned()), |request: Request<String>| {
             let key = request.metadata().get("idempotency-key").unwrap().to_str().unwrap();
-            let answer = answers[keys.borrow().len().min(answers.len() - 1)].clone();
-            keys.borrow_mut().push(key.to_owned());
+            let mut keys = keys.lock().unwrap();
+            let answer = answers[keys.len().min(answers.len() - 1)].clone();
+            keys.push(key.to_owned());
             async move { answer.map(|()| Response::new(request.into_inner())) }
         })
         .await;
-    (made, keys.into_inner())
+    (made, keys.into_inner().unwrap())
 }
 
 fn with_reason(code: Code, reason: &str) -> Status {
