@@ -133,6 +133,9 @@ pub(crate) fn operation_id(origin: &str, key: &IdempotencyKey) -> OperationId {
     OperationId::new("client", &Scope::from_bytes(origin), key)
 }
 
+/// What the URL of a gRPC call begins with.
+pub(crate) const GRPC: &str = "grpc://";
+
 /// Scheme and authority of a URL.
 pub(crate) fn origin_of(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);

@@ -59,7 +59,7 @@
 //! |---|---|
 //! | reqwest | [`Client`], which is a `reqwest-middleware` client; or [`IdempotencyMiddleware`] in a stack of your own |
 //! | Tower, hyper | [`ClientLayer`] |
-//! | Tonic | `UnaryClient`, with the feature `tonic` |
+//! | Tonic | `UnaryClient`, with the feature `tonic`; with a journal `JournaledUnaryClient` |
 //!
 //! All three ask one policy, which is pure and has no driver: [`policy`].
 //!
@@ -99,7 +99,7 @@ mod unary;
 #[cfg(feature = "sqlite")]
 pub use self::journal::SqliteJournal;
 #[cfg(feature = "tonic")]
-pub use self::unary::UnaryClient;
+pub use self::unary::{JournaledUnaryClient, ResumedCall, UnaryClient};
 pub use self::{
     batch::{Batch, BatchItem, ItemOutcome},
     body::ReadBody,

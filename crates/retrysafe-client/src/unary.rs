@@ -1,5 +1,7 @@
 //! The same policy for unary gRPC calls (Tonic).
 
+mod journaled;
+
 use std::{fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -14,9 +16,10 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
+pub use self::journaled::{JournaledUnaryClient, ResumedCall};
 use crate::{
     CallDeadline, Error,
-    calls::{Calls, Failure, Logical},
+    calls::{Calls, Failure, GRPC, Logical},
     keying::{Keyed, Unkeyed},
     transport::{Answered, Attempted, OnEnd, Read, Reading, Transport, Whole},
 };
@@ -48,19 +51,20 @@ use crate::{
 #[derive(Clone)]
 pub struct UnaryClient {
     calls: Arc<Calls>,
-    authority: Arc<str>,
+    /// `grpc://` and the authority.
+    origin: Arc<str>,
     metadata: AsciiMetadataKey,
 }
 
 impl UnaryClient {
-    pub(crate) fn new(calls: Arc<Calls>, authority: String) -> Result<Self, ConfigError> {
+    pub(crate) fn new(calls: Arc<Calls>, authority: &str) -> Result<Self, ConfigError> {
         let KeyPlacement::Header(name) = &calls.settings.dialect.placement else {
             let problem = "put the key into the message, and name it by an extension";
             return Err(ConfigError::new("key_in_body", problem));
         };
         let metadata = AsciiMetadataKey::from_bytes(name.as_str().as_bytes())
             .map_err(|_| ConfigError::new("header", "it can't be the name of gRPC metadata"))?;
-        Ok(Self { authority: authority.into(), metadata, calls })
+        Ok(Self { origin: format!("{GRPC}{authority}").into(), metadata, calls })
     }
 
     /// Makes a call. `send` makes one attempt of it; each gets the same message, metadata and key. The
@@ -84,19 +88,34 @@ impl UnaryClient {
         R: Send,
         F: Future<Output = Result<Response<R>, Status>> + Send,
     {
-        let (mut metadata, extensions, message) = request.into_request().into_parts();
+        // The message itself can be cloned, so these are for the journal alone, and there is none.
+        let about = About { url: &self.origin, message: &Bytes::new(), resumed: None };
+        self.make(about, request.into_request(), send).await
+    }
+
+    async fn make<M, R, F>(
+        &self,
+        about: About<'_>,
+        request: Request<M>,
+        send: impl FnMut(Request<M>) -> F + Send,
+    ) -> Result<Response<R>, Error>
+    where
+        M: Clone + Send,
+        R: Send,
+        F: Future<Output = Result<Response<R>, Status>> + Send,
+    {
+        let (mut metadata, extensions, message) = request.into_parts();
         let key = self.put_key(&mut metadata, &extensions)?;
-        let about = metadata.clone();
+        let headers = metadata.clone();
         let logical = Logical {
             key: Some(key),
             method: &Method::POST,
-            url: &self.authority,
-            authority: &self.authority,
-            headers: about.as_ref(),
-            // The message itself can be cloned.
-            body: Some(&Bytes::new()),
+            url: about.url,
+            authority: &self.origin[GRPC.len()..],
+            headers: headers.as_ref(),
+            body: Some(about.message),
             deadline: extensions.get::<CallDeadline>().map(|it| it.0),
-            resumed: None,
+            resumed: about.resumed,
         };
         let answer = PhantomData;
         let mut transport = Unary { metadata, extensions, message, send, answer };
@@ -116,7 +135,7 @@ impl UnaryClient {
     ) -> Result<IdempotencyKey, NoKey> {
         let keyed = self.calls.key(&Unkeyed {
             method: &Method::POST,
-            url: &self.authority,
+            url: &self.origin,
             headers: metadata.as_ref(),
             body: None,
             named: extensions.get(),
@@ -138,7 +157,14 @@ impl UnaryClient {
     }
 }
 
-/// Sends by a client of generated code.
+/// What the journal has to know of a call.
+struct About<'a> {
+    url: &'a str,
+    message: &'a Bytes,
+    resumed: Option<Duration>,
+}
+
+/// Sends by a client of generated code, or by a channel.
 struct Unary<M, S, R> {
     metadata: MetadataMap,
     extensions: Extensions,
