@@ -3,7 +3,7 @@ CARGO ?= cargo
 EXAMPLES = $(CARGO) $(1) --manifest-path examples/Cargo.toml --target-dir target
 WORKSPACES := Cargo.toml examples/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml
 
-.PHONY: demo test servers format lint tests docs examples bench coverage example torture
+.PHONY: demo test servers format lint tests docs examples bench coverage example torture calls
 
 # An orders API with a payment step behind the proxy; prints curl lines to try.
 demo:
@@ -50,6 +50,13 @@ KILLS ?= 2000
 MODE ?= transactional
 torture:
 	$(CARGO) run --quiet --package retrysafe-sqlx --features failpoints,postgres --example torture -- $(KILLS) $(MODE)
+
+# Calls through faults, to an Axum service and to the proxy: each executed once, none lost. `make test`
+# makes fewer.
+CALLS ?= 10000
+calls:
+	RETRYSAFE_TEST_CALLS=$(CALLS) $(CARGO) test --package retrysafe-client --test suite --locked faults:: -- --nocapture
+	RETRYSAFE_TEST_CALLS=$(CALLS) $(CARGO) test --package retrysafe-cli --test client --locked -- --nocapture
 
 # One example: make example NAME=axum-orders ARGS="--listen 127.0.0.1:3000"
 example:

@@ -5,11 +5,11 @@
 
 use std::{
     net::SocketAddr,
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use axum::{
@@ -24,15 +24,31 @@ use futures_util::{StreamExt as _, stream};
 use retrysafe_axum::{IdempotencyLayer, IdempotentRouter as _, MemoryStore, Scope};
 use retrysafe_testkit::servers::Wire;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, process::Command};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    net::TcpListener,
+    process::Command,
+    sync::watch,
+};
 
-/// What was paid for.
-#[derive(Clone, Default)]
-struct Paid(Arc<AtomicU64>);
+/// The server behind the wire.
+#[derive(Clone)]
+struct Model {
+    /// How often it was paid.
+    paid: Arc<AtomicU64>,
+    /// Whether it goes on in the middle of an answer.
+    goes_on: watch::Sender<bool>,
+}
+
+impl Model {
+    fn paid(&self) -> u64 {
+        self.paid.load(Ordering::SeqCst)
+    }
+}
 
 /// Answers with the words of the prompt, one event for each.
-async fn complete(State(paid): State<Paid>, Json(question): Json<Value>) -> Response {
-    paid.0.fetch_add(1, Ordering::SeqCst);
+async fn complete(State(model): State<Model>, Json(question): Json<Value>) -> Response {
+    model.paid.fetch_add(1, Ordering::SeqCst);
     assert_eq!(question["stream"], true);
     let prompt = question["messages"][0]["content"].as_str().unwrap().to_owned();
     let words: Vec<_> = prompt.split_inclusive(' ').map(str::to_owned).collect();
@@ -40,59 +56,76 @@ async fn complete(State(paid): State<Paid>, Json(question): Json<Value>) -> Resp
         let event = json!({ "choices": [{ "delta": { "content": word } }] });
         format!("data: {event}\n\n")
     });
-    let events = stream::iter(words.chain(["data: [DONE]\n\n".to_owned()])).then(|event| async {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        Ok::<_, std::io::Error>(event)
+    let words: Vec<_> = words.chain(["data: [DONE]\n\n".to_owned()]).collect();
+    let half = words.len() / 2;
+    let events = stream::iter(words.into_iter().enumerate()).then(move |(number, event)| {
+        let mut goes_on = model.goes_on.subscribe();
+        async move {
+            if number == half {
+                goes_on.wait_for(|it| *it).await.map_err(std::io::Error::other)?;
+            }
+            Ok::<_, std::io::Error>(event)
+        }
     });
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
 }
 
-async fn start(paid: Paid) -> SocketAddr {
+async fn start(model: Model) -> SocketAddr {
     let layer = IdempotencyLayer::builder(MemoryStore::new(), Scope::shared()).build().unwrap();
     let app = Router::new().route("/v1/chat/completions", post(complete)).idempotent(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app.with_state(paid)).await.unwrap() });
+    tokio::spawn(async move { axum::serve(listener, app.with_state(model)).await.unwrap() });
     address
 }
 
-async fn ask(url: &str, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_llm-call"))
-        .arg(url)
-        .args(arguments)
-        .output()
-        .await
-        .unwrap();
+fn example(url: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llm-call"));
+    command.arg(url).args(arguments).stdout(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+async fn ask(url: &str, prompt: &str) -> String {
+    let output = example(url, &["--prompt", prompt]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Reads until so many bytes have been printed.
+async fn read(printed: &mut (impl AsyncRead + Unpin), bytes: usize) -> String {
+    let mut text = vec![0; bytes];
+    printed.read_exact(&mut text).await.unwrap();
+    String::from_utf8(text).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_prompt_is_paid_for_once() {
-    let paid = Paid::default();
-    let wire = Wire::to(start(paid.clone()).await).await;
+    let model = Model { paid: Arc::default(), goes_on: watch::Sender::new(true) };
+    let wire = Wire::to(start(model.clone()).await).await;
     let url = wire.url_for("http://127.0.0.1:1/v1/chat/completions");
     let prompt = "one two three four five six seven eight nine ten ".repeat(20);
     let answer = format!("{prompt}\n");
 
     // The answer is swallowed when it begins.
     wire.cut_after();
-    assert_eq!(ask(&url, &["--prompt", &prompt]).await, answer);
-    assert_eq!(paid.0.load(Ordering::SeqCst), 1);
+    assert_eq!(ask(&url, &prompt).await, answer);
+    assert_eq!(model.paid(), 1);
     // Another run, another process: the same prompt is answered from the record.
-    assert_eq!(ask(&url, &["--prompt", &prompt]).await, answer);
-    assert_eq!(paid.0.load(Ordering::SeqCst), 1);
+    assert_eq!(ask(&url, &prompt).await, answer);
+    assert_eq!(model.paid(), 1);
 
     // The stream breaks off in the middle.
-    let (asked, others) = (url.clone(), prompt.clone());
-    let other = tokio::spawn(async move {
-        ask(&asked, &["--prompt", &others, "--conversation", "another"]).await
-    });
-    while paid.0.load(Ordering::SeqCst) < 2 {
-        tokio::task::yield_now().await;
-    }
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    model.goes_on.send_replace(false);
+    let flags = ["--prompt", &prompt, "--conversation", "another"];
+    let mut other = example(&url, &flags).spawn().unwrap();
+    let mut printed = other.stdout.take().unwrap();
+    // It has said half of its words, and prints them at once.
+    let half = read(&mut printed, prompt.len() / 2).await;
     wire.reset().await;
-    assert_eq!(other.await.unwrap(), answer, "nothing is printed twice, nothing is missing");
-    assert_eq!(paid.0.load(Ordering::SeqCst), 2, "what is meant to be asked anew is paid for anew");
+    model.goes_on.send_replace(true);
+    let mut rest = String::new();
+    printed.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(half + &rest, answer, "nothing is printed twice, nothing is missing");
+    assert!(other.wait().await.unwrap().success());
+    assert_eq!(model.paid(), 2, "what is meant to be asked anew is paid for anew");
 }

@@ -8,7 +8,9 @@ use reqwest::{Request, Response};
 use retrysafe_core::{ConfigError, IdempotencyKey, client::business_key};
 
 use crate::{
-    Client, Error, OutcomeUnknown, calls::operation_id, journal::Known, middleware::origin_of,
+    Client, Error, OutcomeUnknown,
+    calls::{operation_id, origin_of},
+    journal::Known,
 };
 
 /// A batch. Its name and an item's id make the item's key, so that the same batch in another process,
@@ -70,7 +72,7 @@ impl Client {
     ///
     /// If the client has no journal: what is done could not be remembered.
     pub fn batch(&self, name: impl Into<String>) -> Result<Batch, ConfigError> {
-        if self.calls.journal.is_none() {
+        if self.calls.journaling.is_none() {
             let problem = "a batch needs one, to remember what is done";
             return Err(ConfigError::new("journal", problem));
         }
@@ -125,8 +127,8 @@ impl Batch {
     async fn send_one(&self, id: String, request: Request) -> Result<BatchItem, Error> {
         let key = business_key(&self.name, &id);
         let operation = operation_id(origin_of(request.url().as_str()), &key);
-        if let Some(journal) = &self.client.calls.journal
-            && let Some(Known::Answered(status)) = journal.find(operation).await?
+        if let Some(journaling) = &self.client.calls.journaling
+            && let Some(Known::Answered(status)) = journaling.journal.find(operation).await?
             && status.is_success()
         {
             return Ok(BatchItem { id, key, outcome: ItemOutcome::DoneBefore(status) });

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
 
-use crate::calls::OnEnd;
+use crate::transport::OnEnd;
 
 pin_project! {
     /// A body of which the beginning has been read, or of whose end somebody wants to know.

@@ -248,18 +248,44 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// [`ConfigError`] names the first setting that can't be used: keys are made from content only where
-    /// the content is seen, and the journal keeps only HTTP requests.
+    /// the content is seen, answers are shared only of HTTP, and with a journal it takes
+    /// [`journaled_unary`](Self::journaled_unary).
     #[cfg(feature = "tonic")]
-    pub fn unary(self, authority: impl Into<String>) -> Result<crate::UnaryClient, ConfigError> {
+    pub fn unary(self, authority: &str) -> Result<crate::UnaryClient, ConfigError> {
+        if self.journal.is_some() {
+            let problem = "generated code does not show what it sends: choose journaled_unary";
+            return Err(ConfigError::new("journal", problem));
+        }
+        self.any_unary(authority)
+    }
+
+    /// The same with a journal, over a channel.
+    ///
+    /// # Errors
+    ///
+    /// As [`unary`](Self::unary); also without a journal.
+    #[cfg(feature = "tonic")]
+    pub fn journaled_unary<C>(
+        self,
+        authority: &str,
+        channel: C,
+    ) -> Result<crate::JournaledUnaryClient<C>, ConfigError> {
+        if self.journal.is_none() {
+            return Err(ConfigError::new("journal", "name one, or choose unary"));
+        }
+        Ok(crate::JournaledUnaryClient::new(self.any_unary(authority)?, channel))
+    }
+
+    #[cfg(feature = "tonic")]
+    fn any_unary(self, authority: &str) -> Result<crate::UnaryClient, ConfigError> {
         if matches!(self.settings.keys, KeySource::Content(_)) {
             let problem = "the content of a gRPC message is not seen: choose UUIDs, or name each";
             return Err(ConfigError::new("key", problem));
         }
-        if self.journal.is_some() || self.settings.shared_answers.is_some() {
-            let problem = "a gRPC message can be neither kept nor shared";
-            return Err(ConfigError::new("journal", problem));
+        if self.settings.shared_answers.is_some() {
+            return Err(ConfigError::new("share_answers", "a gRPC answer can't be shared"));
         }
-        crate::UnaryClient::new(self.calls()?, authority.into())
+        crate::UnaryClient::new(self.calls()?, authority)
     }
 
     pub(crate) fn calls(self) -> Result<Arc<Calls>, ConfigError> {

@@ -14,7 +14,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 use retrysafe_core::{
     IdempotencyKey,
-    client::{AttemptEnd, KeyPlacement, NoKey, Operation, Placed},
+    client::{AttemptEnd, NoKey},
 };
 use tower_layer::Layer;
 use tower_service::Service;
@@ -22,9 +22,10 @@ use tower_service::Service;
 use crate::{
     BoxError, CallDeadline, Error,
     body::{EndingBody, ReadBody},
-    calls::{Calls, Failure, Logical, OnEnd, Transport, Whole},
-    middleware::origin_of,
+    calls::{Calls, Failure, Logical},
+    keying::{Keyed, Unkeyed},
     observe::{self, CallOutcome},
+    transport::{Answered, HttpTransport, OnEnd, Read},
 };
 
 /// Gives every operation its key, and retries it under it: a layer for services that *send* requests,
@@ -166,28 +167,33 @@ where
         observe::call_ended(CallOutcome::Refused, 0);
         Error::inner(error)
     })?;
-    let key = prepare(calls, &mut head, &mut whole).inspect_err(|_| {
-        observe::call_ended(CallOutcome::Refused, 0);
-    })?;
     let url = head.uri.to_string();
+    let key = put_key(calls, &url, &mut head, &mut whole)?;
     let about = head.clone();
     let logical = Logical {
         key,
         method: &about.method,
         url: &url,
-        origin: origin_of(&url),
         authority: about.uri.authority().map_or("", |it| it.as_str()),
         headers: &about.headers,
-        body: whole.as_deref(),
+        body: whole.as_ref(),
         deadline: about.extensions.get::<CallDeadline>().map(|it| it.0),
         resumed: None,
     };
     let nothing_sent = layer.nothing_sent.as_deref();
     let mut transport = Tower { inner, head, whole: whole.clone(), stream, nothing_sent };
-    calls.make(logical, &mut transport).await.map_err(|failure| match failure {
-        Failure::Inner(error) => Error::inner(error),
-        Failure::Ours(error) => error,
-    })
+    match calls.make(logical, &mut transport).await {
+        Ok(Answered::Whole(response, body)) => Ok(response.map(|_| ReadBody::whole(body))),
+        Ok(Answered::Stream(response)) => Ok(response),
+        Ok(Answered::Shared(answer)) => {
+            let mut response = Response::new(ReadBody::whole(answer.body.clone()));
+            *response.status_mut() = answer.status;
+            response.headers_mut().clone_from(&answer.headers);
+            Ok(response)
+        }
+        Err(Failure::Inner(error)) => Err(Error::inner(error)),
+        Err(Failure::Ours(error)) => Err(error),
+    }
 }
 
 /// A body that ends within so many bytes, whole; or one that goes on.
@@ -222,51 +228,32 @@ where
     Ok((Some(only.unwrap_or_else(|| read.freeze())), None))
 }
 
-/// Sees to it that a request which should have a key has one (C1).
-fn prepare(
+fn put_key(
     calls: &Calls,
+    url: &str,
     head: &mut request::Parts,
     body: &mut Option<Bytes>,
 ) -> Result<Option<IdempotencyKey>, NoKey> {
-    let dialect = &calls.settings.dialect;
-    if let Some(own) = dialect.own_key(&head.headers)? {
-        return Ok(Some(own));
-    }
-    let named = head.extensions.get::<IdempotencyKey>();
-    if named.is_none() && !dialect.methods.cover(&head.method) {
-        return Ok(None);
-    }
-    let make = || -> Result<IdempotencyKey, NoKey> {
-        if let Some(key) = named {
-            dialect.check(key)?;
-            return Ok(key.clone());
+    let keyed = calls.key(&Unkeyed {
+        method: &head.method,
+        url,
+        headers: &head.headers,
+        body: body.as_deref(),
+        named: head.extensions.get(),
+    });
+    Ok(match keyed? {
+        Keyed::No => None,
+        Keyed::Own(key) => Some(key),
+        Keyed::Header(key, name, value) => {
+            head.headers.insert(name, value);
+            Some(key)
         }
-        let url = head.uri.to_string();
-        let operation = Operation {
-            method: head.method.as_str(),
-            url: &url,
-            content_type: head.headers.get(header::CONTENT_TYPE),
-            body: body.as_deref(),
-        };
-        calls.settings.keys.key(&operation, || calls.clock.wall(), &*calls.entropy)
-    };
-    match &dialect.placement {
-        KeyPlacement::Header(name) => {
-            let key = make()?;
-            head.headers.insert(name.clone(), key.to_header_value(dialect.quoting));
-            Ok(Some(key))
+        Keyed::Body(key, with_key) => {
+            head.headers.remove(header::CONTENT_LENGTH);
+            *body = Some(with_key.into());
+            Some(key)
         }
-        KeyPlacement::Body(pointer) => {
-            let json = body.clone().ok_or(NoKey::StreamedBody)?;
-            let (key, placed) = dialect.place_in_body(pointer, &json, make)?;
-            if let Placed::Put(placed) = placed {
-                head.headers.remove(header::CONTENT_LENGTH);
-                *body = Some(placed.into());
-            }
-            Ok(Some(key))
-        }
-        _ => Err(NoKey::NotAnObject),
-    }
+    })
 }
 
 /// Sends by a Tower service.
@@ -278,7 +265,7 @@ struct Tower<'a, S, B> {
     nothing_sent: Option<&'a NothingSent>,
 }
 
-impl<S, B, R> Transport for Tower<'_, S, B>
+impl<S, B, R> HttpTransport for Tower<'_, S, B>
 where
     S: Service<Request<ReadBody<B>>, Response = Response<R>> + Clone + Send,
     S::Error: Into<BoxError>,
@@ -325,29 +312,14 @@ where
         response.extensions_mut()
     }
 
-    async fn read(
-        &mut self,
-        response: Self::Response,
-        most: usize,
-    ) -> Result<(Self::Response, Option<Bytes>), BoxError> {
+    async fn read(response: Self::Response, most: usize) -> Result<Read<Self::Response>, BoxError> {
         let (head, body) = response.into_parts();
         let Some(body) = body.into_untouched() else {
             unreachable!("an answer is read once");
         };
         let (whole, rest) = read_ahead(body, most).await.map_err(Into::into)?;
-        let body = match (&whole, rest) {
-            (_, Some(rest)) => rest,
-            (Some(whole), None) => ReadBody::whole(whole.clone()),
-            (None, None) => ReadBody::whole(Bytes::new()),
-        };
-        Ok((Response::from_parts(head, body), whole))
-    }
-
-    fn repeat(&self, answer: &Whole) -> Self::Response {
-        let mut response = Response::new(ReadBody::whole(answer.body.clone()));
-        *response.status_mut() = answer.status;
-        response.headers_mut().clone_from(&answer.headers);
-        response
+        let rest = rest.unwrap_or_else(|| ReadBody::whole(Bytes::new()));
+        Ok(Read { response: Response::from_parts(head, rest), whole })
     }
 
     fn at_end(response: Self::Response, tell: OnEnd) -> Self::Response {

@@ -59,7 +59,7 @@
 //! |---|---|
 //! | reqwest | [`Client`], which is a `reqwest-middleware` client; or [`IdempotencyMiddleware`] in a stack of your own |
 //! | Tower, hyper | [`ClientLayer`] |
-//! | Tonic | `UnaryClient`, with the feature `tonic` |
+//! | Tonic | `UnaryClient`, with the feature `tonic`; with a journal `JournaledUnaryClient` |
 //!
 //! All three ask one policy, which is pure and has no driver: [`policy`].
 //!
@@ -77,11 +77,14 @@
 
 mod batch;
 mod body;
+mod budgets;
 mod calls;
 mod client;
 mod config;
 mod error;
 pub mod journal;
+mod journaling;
+mod keying;
 mod layer;
 mod middleware;
 mod observe;
@@ -89,23 +92,24 @@ mod redirect;
 mod resume;
 mod settings;
 mod shared;
+mod transport;
 #[cfg(feature = "tonic")]
 mod unary;
 
 #[cfg(feature = "sqlite")]
 pub use self::journal::SqliteJournal;
 #[cfg(feature = "tonic")]
-pub use self::unary::UnaryClient;
+pub use self::unary::{JournaledUnaryClient, ResumedCall, UnaryClient};
 pub use self::{
     batch::{Batch, BatchItem, ItemOutcome},
     body::ReadBody,
-    calls::CallReport,
+    calls::{CallDeadline, CallReport},
     client::{Client, ClientBuilder},
     config::ClientConfig,
     error::{BoxError, Error, ErrorKind, OutcomeUnknown},
     journal::{FileJournal, Journal},
     layer::{ClientLayer, ClientService},
-    middleware::{CallDeadline, IdempotencyMiddleware},
+    middleware::IdempotencyMiddleware,
     redirect::same_origin_redirects,
     resume::{Resumed, ResumedOutcome},
     settings::Settings,

@@ -4,19 +4,19 @@ use std::{mem, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{Extensions, HeaderMap, StatusCode, header};
-use reqwest::{Body, Request, Response, ResponseBuilderExt as _};
+use futures_util::FutureExt as _;
+use http::{Extensions, HeaderMap, Method, StatusCode, Version, header};
+use http_body_util::BodyExt as _;
+use reqwest::{Body, Request, Response, ResponseBuilderExt as _, Url};
 use reqwest_middleware::{Middleware, Next};
-use retrysafe_core::{
-    IdempotencyKey,
-    client::{AttemptEnd, KeyPlacement, NoKey, Operation, Placed},
-};
+use retrysafe_core::{IdempotencyKey, client::AttemptEnd};
 
 use crate::{
-    Error,
+    CallDeadline, Error,
     body::EndingBody,
-    calls::{Calls, Failure, Logical, OnEnd, Transport, Whole},
-    observe::{self, CallOutcome},
+    calls::{Calls, Failure, Logical},
+    keying::{Keyed, Unkeyed},
+    transport::{Answered, HttpTransport, OnEnd, Read, Whole},
 };
 
 /// Gives every operation its key, and retries it under it: a middleware for `reqwest-middleware`.
@@ -34,20 +34,6 @@ pub struct IdempotencyMiddleware {
     pub(crate) calls: Arc<Calls>,
 }
 
-/// How long one call may take, all in all: an extension of a request.
-///
-/// ```
-/// # use std::time::Duration;
-/// use retrysafe_client::{CallDeadline, Client};
-///
-/// # async fn order(client: &Client) -> reqwest_middleware::Result<reqwest::Response> {
-/// let deadline = CallDeadline(Duration::from_secs(5));
-/// client.post("https://api.example/orders").with_extension(deadline).send().await
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CallDeadline(pub Duration);
-
 /// A request that is made again for the journal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resumed {
@@ -63,141 +49,147 @@ impl Middleware for IdempotencyMiddleware {
         next: Next<'_>,
     ) -> reqwest_middleware::Result<Response> {
         let calls = &*self.calls;
-        let key = prepare(calls, &mut request, extensions).map_err(|error| {
-            observe::call_ended(CallOutcome::Refused, 0);
-            reqwest_middleware::Error::middleware(Error::from(error))
-        })?;
-        let template = request.try_clone();
-        // What the call is about is read from the request that stays here.
-        let (about, first) = match &template {
-            Some(template) => (template, Some(request)),
-            None => return self.once(request, key, extensions, next).await,
-        };
+        let key = put_key(calls, &mut request, extensions)?;
+        let template = Template::of(&mut request);
         let logical = Logical {
             key,
-            method: about.method(),
-            url: about.url().as_str(),
-            origin: origin_of(about.url().as_str()),
-            authority: about.url().authority(),
-            headers: about.headers(),
-            body: Some(about.body().and_then(Body::as_bytes).unwrap_or_default()),
+            method: &template.method,
+            url: template.url.as_str(),
+            authority: template.url.authority(),
+            headers: &template.headers,
+            body: template.content.bytes(),
             deadline: extensions.get::<CallDeadline>().map(|it| it.0),
             resumed: extensions.get::<Resumed>().map(|it| it.first_sent),
         };
-        let mut transport = Reqwest { template: Some(about), first, extensions, next };
-        finish(calls.make(logical, &mut transport).await)
+        let first = Some(request);
+        let mut transport = Reqwest { template: &template, first, extensions, next };
+        match calls.make(logical, &mut transport).await {
+            // Nothing was taken out of it.
+            Ok(Answered::Whole(response, body)) if body.is_empty() => Ok(response),
+            Ok(Answered::Whole(response, body)) => Ok(with_body(response, body, template.url)),
+            Ok(Answered::Stream(response)) => Ok(response),
+            Ok(Answered::Shared(answer)) => Ok(repeated(&answer, template.url)),
+            Err(Failure::Inner(error)) => Err(error),
+            Err(Failure::Ours(error)) => Err(reqwest_middleware::Error::middleware(error)),
+        }
     }
 }
 
-impl IdempotencyMiddleware {
-    /// A request whose body is a stream: it is sent once.
-    async fn once(
-        &self,
-        request: Request,
-        key: Option<IdempotencyKey>,
-        extensions: &mut Extensions,
-        next: Next<'_>,
-    ) -> reqwest_middleware::Result<Response> {
-        let (method, url) = (request.method().clone(), request.url().clone());
-        let headers = request.headers().clone();
-        let logical = Logical {
-            key,
-            method: &method,
-            url: url.as_str(),
-            origin: origin_of(url.as_str()),
-            authority: url.authority(),
-            headers: &headers,
-            body: None,
-            deadline: extensions.get::<CallDeadline>().map(|it| it.0),
-            resumed: None,
-        };
-        let mut transport = Reqwest { template: None, first: Some(request), extensions, next };
-        finish(self.calls.make(logical, &mut transport).await)
-    }
-}
-
-fn finish(
-    made: Result<Response, Failure<reqwest_middleware::Error>>,
-) -> reqwest_middleware::Result<Response> {
-    made.map_err(|failure| match failure {
-        Failure::Inner(error) => error,
-        Failure::Ours(error) => reqwest_middleware::Error::middleware(error),
-    })
-}
-
-/// Sees to it that a request which should have a key has one, before anything is sent (C1).
-fn prepare(
+fn put_key(
     calls: &Calls,
     request: &mut Request,
     extensions: &Extensions,
-) -> Result<Option<IdempotencyKey>, NoKey> {
-    let dialect = &calls.settings.dialect;
-    // The caller's own key stays, on a request of any method.
-    if let Some(own) = dialect.own_key(request.headers())? {
-        return Ok(Some(own));
-    }
-    let named = extensions.get::<IdempotencyKey>();
-    if named.is_none() && !dialect.methods.cover(request.method()) {
-        return Ok(None);
-    }
-    let make = |request: &Request| -> Result<IdempotencyKey, NoKey> {
-        if let Some(key) = named {
-            dialect.check(key)?;
-            return Ok(key.clone());
+) -> reqwest_middleware::Result<Option<IdempotencyKey>> {
+    let keyed = calls.key(&Unkeyed {
+        method: request.method(),
+        url: request.url().as_str(),
+        headers: request.headers(),
+        body: request.body().map_or(Some(&[]), Body::as_bytes),
+        named: extensions.get(),
+    });
+    let keyed = keyed.map_err(|error| reqwest_middleware::Error::middleware(Error::from(error)))?;
+    Ok(match keyed {
+        Keyed::No => None,
+        Keyed::Own(key) => Some(key),
+        Keyed::Header(key, name, value) => {
+            request.headers_mut().insert(name, value);
+            Some(key)
         }
-        let operation = Operation {
-            method: request.method().as_str(),
-            url: request.url().as_str(),
-            content_type: request.headers().get(header::CONTENT_TYPE),
-            body: request.body().map_or(Some(&[][..]), Body::as_bytes),
+        Keyed::Body(key, body) => {
+            request.headers_mut().remove(header::CONTENT_LENGTH);
+            *request.body_mut() = Some(Body::from(body));
+            Some(key)
+        }
+    })
+}
+
+/// What later attempts are made of. The first is the caller's own request, so this costs a call that
+/// succeeds at once a copy of URL and headers. (`Request::try_clone` makes extensions, too.)
+struct Template {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    version: Version,
+    timeout: Option<Duration>,
+    content: Content,
+}
+
+enum Content {
+    Nothing,
+    Bytes(Bytes),
+    Stream,
+}
+
+impl Template {
+    fn of(request: &mut Request) -> Self {
+        Self {
+            content: Content::of(request),
+            method: request.method().clone(),
+            url: request.url().clone(),
+            headers: request.headers().clone(),
+            version: request.version(),
+            timeout: request.timeout().copied(),
+        }
+    }
+
+    /// Another request of the kind; none if its body was a stream.
+    fn request(&self) -> Option<Request> {
+        let mut request = Request::new(self.method.clone(), self.url.clone());
+        *request.body_mut() = match &self.content {
+            Content::Nothing => None,
+            Content::Bytes(bytes) => Some(Body::from(bytes.clone())),
+            Content::Stream => return None,
         };
-        calls.settings.keys.key(&operation, || calls.clock.wall(), &*calls.entropy)
-    };
-    match &dialect.placement {
-        KeyPlacement::Header(name) => {
-            let key = make(request)?;
-            let value = key.to_header_value(dialect.quoting);
-            request.headers_mut().insert(name.clone(), value);
-            Ok(Some(key))
+        request.headers_mut().clone_from(&self.headers);
+        *request.version_mut() = self.version;
+        if let Some(timeout) = self.timeout {
+            *request.timeout_mut() = Some(timeout);
         }
-        KeyPlacement::Body(pointer) => {
-            let body = request.body().map_or(Some(&[][..]), Body::as_bytes);
-            let body = body.ok_or(NoKey::StreamedBody)?;
-            let (key, placed) = dialect.place_in_body(pointer, body, || make(request))?;
-            if let Placed::Put(body) = placed {
-                request.headers_mut().remove(header::CONTENT_LENGTH);
-                *request.body_mut() = Some(Body::from(body));
-            }
-            Ok(Some(key))
-        }
-        _ => Err(NoKey::NotAnObject),
+        Some(request)
     }
 }
 
-/// Scheme and authority of a URL.
-pub(crate) fn origin_of(url: &str) -> &str {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
-    &url[..end]
+impl Content {
+    /// Shares the body of a request, which stays as it is.
+    fn of(request: &mut Request) -> Self {
+        let Some(body) = request.body_mut() else { return Self::Nothing };
+        if body.as_bytes().is_none() {
+            return Self::Stream;
+        }
+        // reqwest lends a body's bytes, and gives them away only as the frame that they are.
+        let frame = body.frame().now_or_never().flatten();
+        let bytes = frame.and_then(Result::ok).and_then(|it| it.into_data().ok());
+        let bytes = bytes.unwrap_or_default();
+        *body = Body::from(bytes.clone());
+        Self::Bytes(bytes)
+    }
+
+    /// None if it is a stream.
+    fn bytes(&self) -> Option<&Bytes> {
+        static NOTHING: Bytes = Bytes::new();
+        match self {
+            Self::Nothing => Some(&NOTHING),
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Stream => None,
+        }
+    }
 }
 
 /// Sends by the rest of the middleware stack.
 struct Reqwest<'a> {
-    /// What later attempts are cloned from; none if the body is a stream.
-    template: Option<&'a Request>,
+    template: &'a Template,
     first: Option<Request>,
     extensions: &'a mut Extensions,
     next: Next<'a>,
 }
 
-impl Transport for Reqwest<'_> {
+impl HttpTransport for Reqwest<'_> {
     type Response = Response;
     type Error = reqwest_middleware::Error;
 
     async fn send(&mut self) -> Result<Response, (reqwest_middleware::Error, AttemptEnd)> {
-        let request = self.first.take().or_else(|| self.template?.try_clone());
-        let Some(request) = request else {
-            unreachable!("a request that can't be cloned is sent once");
+        let Some(request) = self.first.take().or_else(|| self.template.request()) else {
+            unreachable!("a body that is a stream is sent once");
         };
         let sent = self.next.clone().run(request, self.extensions).await;
         sent.map_err(|error| {
@@ -225,18 +217,14 @@ impl Transport for Reqwest<'_> {
     }
 
     async fn read(
-        &mut self,
         mut response: Response,
         most: usize,
-    ) -> Result<(Response, Option<Bytes>), reqwest_middleware::Error> {
+    ) -> Result<Read<Response>, reqwest_middleware::Error> {
         if response.content_length().is_some_and(|it| it > most as u64) {
-            return Ok((response, None));
+            return Ok(Read { response, whole: None });
         }
-        let Some(mut read) = response.chunk().await? else {
-            return Ok((response, Some(Bytes::new())));
-        };
-        let mut more = response.chunk().await?;
-        if let Some(chunk) = more.take() {
+        let mut read = response.chunk().await?.unwrap_or_default();
+        if let Some(chunk) = response.chunk().await? {
             let mut all = BytesMut::from(read);
             all.extend_from_slice(&chunk);
             while all.len() <= most
@@ -248,20 +236,9 @@ impl Transport for Reqwest<'_> {
         }
         if read.len() > most {
             let response = map_body(response, |rest| Body::wrap(EndingBody::after(read, rest)));
-            return Ok((response, None));
+            return Ok(Read { response, whole: None });
         }
-        Ok((with_body(response, read.clone()), Some(read)))
-    }
-
-    fn repeat(&self, answer: &Whole) -> Response {
-        let mut builder = http::Response::builder().status(answer.status);
-        if let Some(headers) = builder.headers_mut() {
-            headers.clone_from(&answer.headers);
-        }
-        if let Some(request) = self.template.or(self.first.as_ref()) {
-            builder = builder.url(request.url().clone());
-        }
-        finished(builder.body(Body::from(answer.body.clone())))
+        Ok(Read { response, whole: Some(read) })
     }
 
     fn at_end(response: Response, tell: OnEnd) -> Response {
@@ -272,19 +249,16 @@ impl Transport for Reqwest<'_> {
 impl Reqwest<'_> {
     /// Whether a failed request was not sent at all.
     fn sent_nothing(&self, error: &reqwest::Error) -> bool {
-        let asked = self.template.map(|it| it.url());
         // A connection that fails after a redirect is not the first one.
-        let redirected = match (error.url(), asked) {
-            (Some(failed), Some(asked)) => failed != asked,
-            _ => false,
-        };
+        let redirected = error.url().is_some_and(|failed| *failed != self.template.url);
         error.is_builder() || (error.is_connect() && !redirected)
     }
 }
 
-/// The same response with a body that has been read.
-fn with_body(mut response: Response, body: Bytes) -> Response {
-    let url = response.url().clone();
+/// The same response with the body that has been read of it. `asked` is the URL of the request,
+/// which is used up: mostly it is the response's.
+fn with_body(mut response: Response, body: Bytes, asked: Url) -> Response {
+    let url = if *response.url() == asked { asked } else { response.url().clone() };
     let mut parts = http::Response::builder().status(response.status()).version(response.version());
     if let Some(headers) = parts.headers_mut() {
         mem::swap(headers, response.headers_mut());
@@ -293,6 +267,15 @@ fn with_body(mut response: Response, body: Bytes) -> Response {
         mem::swap(extensions, response.extensions_mut());
     }
     finished(parts.url(url).body(Body::from(body)))
+}
+
+/// The answer of another call.
+fn repeated(answer: &Whole, url: Url) -> Response {
+    let mut parts = http::Response::builder().status(answer.status);
+    if let Some(headers) = parts.headers_mut() {
+        headers.clone_from(&answer.headers);
+    }
+    finished(parts.url(url).body(Body::from(answer.body.clone())))
 }
 
 /// The same response with another body in the place of its own.

@@ -1,6 +1,6 @@
 //! Spans and metrics. A key is never shown: the digest of its origin and it is.
 
-use retrysafe_core::client::{Retry, Unknown};
+use retrysafe_core::client::{AttemptEnd, Retry, Unknown};
 
 /// How a logical call ended, in `retrysafe_client_calls_total`.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +44,12 @@ pub(crate) fn call_ended(outcome: CallOutcome, attempts: u32) {
     count!("retrysafe_client_calls_total", "outcome" => outcome.as_str(), ["answered"]);
 }
 
-pub(crate) fn attempt_ended(end: &'static str) {
+pub(crate) fn attempt_ended(end: &AttemptEnd) {
+    let end = match end {
+        AttemptEnd::Answered(_) => "answered",
+        AttemptEnd::Broken => "broken",
+        AttemptEnd::NotSent => "not_sent",
+    };
     tracing::Span::current().record("end", end);
     count!("retrysafe_client_attempts_total", "end" => end, ["answered", "broken", "not_sent"]);
 }

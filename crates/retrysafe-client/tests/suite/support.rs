@@ -1,15 +1,12 @@
 //! A server that does what a test says, down to the bytes.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use retrysafe_client::{Backoff, Client, ClientBuilder, OutcomeUnknown, RetryPolicy};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -79,7 +76,7 @@ type Script = dyn Fn(usize, &Seen) -> Reply + Send + Sync;
 /// A server of one connection for each request.
 pub(crate) struct Server {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: watch::Sender<Vec<Seen>>,
     listening: JoinHandle<()>,
 }
 
@@ -90,8 +87,7 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (seen, script): (Arc<Mutex<Vec<Seen>>>, Arc<Script>) =
-            (Arc::default(), Arc::new(script));
+        let (seen, script): (_, Arc<Script>) = (watch::Sender::default(), Arc::new(script));
         let shared = seen.clone();
         let listening = tokio::spawn(async move {
             loop {
@@ -112,11 +108,16 @@ impl Server {
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.borrow().clone()
     }
 
     pub(crate) fn asked(&self) -> usize {
-        self.seen.lock().unwrap().len()
+        self.seen.borrow().len()
+    }
+
+    /// Waits for the first request.
+    pub(crate) async fn is_asked(&self) {
+        self.seen.subscribe().wait_for(|seen| !seen.is_empty()).await.unwrap();
     }
 }
 
@@ -126,13 +127,13 @@ impl Drop for Server {
     }
 }
 
-async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Vec<Seen>>>, script: Arc<Script>) {
+async fn serve(mut stream: TcpStream, seen: watch::Sender<Vec<Seen>>, script: Arc<Script>) {
     let Some(request) = read(&mut stream).await else { return };
-    let number = {
-        let mut seen = seen.lock().unwrap();
+    let mut number = 0;
+    seen.send_modify(|seen| {
+        number = seen.len();
         seen.push(request.clone());
-        seen.len() - 1
-    };
+    });
     match script(number, &request) {
         Reply::Answer { status, headers, body } => {
             let headers: String =

@@ -34,22 +34,25 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// Whether the server says in a header of its own that a retry makes sense.
     pub advice: Option<bool>,
+    /// Whether the server asks not to be asked again, whatever its answer means (gRPC's pushback).
+    pub stop: bool,
 }
 
 impl Answer {
     /// An answer of which only the status is known.
     pub fn of(status: StatusCode) -> Self {
-        Self { status, code: None, replayed: false, retry_after: None, advice: None }
+        Self { status, code: None, replayed: false, retry_after: None, advice: None, stop: false }
     }
 
     /// Reads an answer as a server of this dialect means it. `body` is needed where
-    /// [`wants_body`](Self::wants_body) says so; `now` is the wall clock's time.
+    /// [`wants_body`](Self::wants_body) says so; `now` is the wall clock's time, and asked for only
+    /// where the answer names a date.
     pub fn read(
         dialect: &Dialect,
         status: StatusCode,
         headers: &HeaderMap,
         body: &[u8],
-        now: Duration,
+        now: impl FnOnce() -> Duration,
     ) -> Self {
         if status.is_success() {
             let replayed = dialect.is_replay(headers);
@@ -64,8 +67,9 @@ impl Answer {
             status,
             code: Self::wants_body(status, headers).then(|| dialect.code(status, body)).flatten(),
             replayed: dialect.is_replay(headers),
-            retry_after: headers.get(header::RETRY_AFTER).and_then(|it| retry_after(it, now)),
+            retry_after: headers.get(header::RETRY_AFTER).and_then(|it| retry_after(it, now())),
             advice: dialect.advice.as_ref().and_then(says),
+            stop: false,
         }
     }
 
@@ -196,7 +200,7 @@ mod tests {
             map.insert(*name, HeaderValue::from_static(value));
         }
         let status = StatusCode::from_u16(status).unwrap();
-        AttemptEnd::Answered(Answer::read(dialect, status, &map, body.as_bytes(), NOW))
+        AttemptEnd::Answered(Answer::read(dialect, status, &map, body.as_bytes(), || NOW))
     }
 
     const PROBLEM: (&str, &str) = ("content-type", "application/problem+json");

@@ -158,7 +158,6 @@ pub struct Call<'a> {
     budget_refused: bool,
     /// The last answer is about the operation, and not about trying again.
     settled: bool,
-    stopped: bool,
 }
 
 impl<'a> Call<'a> {
@@ -183,7 +182,6 @@ impl<'a> Call<'a> {
             spent: None,
             budget_refused: false,
             settled: false,
-            stopped: false,
         }
     }
 
@@ -220,11 +218,6 @@ impl<'a> Call<'a> {
     /// Whether the operation was surely not executed: nothing was sent, or every attempt was refused.
     pub fn surely_not_done(&self) -> bool {
         !self.maybe_done && !self.settled
-    }
-
-    /// The server asked not to be asked again, whatever its answer means (gRPC's pushback).
-    pub fn stop(&mut self) {
-        self.stopped = true;
     }
 
     /// How long the next attempt may take.
@@ -301,7 +294,7 @@ impl<'a> Call<'a> {
         now: Moment,
         entropy: &dyn Entropy,
     ) -> Result<Duration, Unknown> {
-        if self.stopped {
+        if matches!(end, AttemptEnd::Answered(answer) if answer.stop) {
             return Err(Unknown::Stopped);
         }
         if !self.repeatable {

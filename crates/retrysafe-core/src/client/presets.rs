@@ -12,7 +12,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Dialect {
-    /// draft-ietf-httpapi-idempotency-key-header-07, and retrysafe itself.
+    /// draft-ietf-httpapi-idempotency-key-header-07, and retrysafe itself. The sections are the draft's.
     pub fn draft07() -> Self {
         Self {
             name: "draft07",
@@ -23,18 +23,20 @@ impl Dialect {
             quoting: Quoting::WhenNeeded,
             // Section 1: POST and PATCH, the methods that are not idempotent.
             methods: Methods::default(),
-            // The draft has no limit; this is retrysafe's (PROTOCOL K3).
+            // Section 2.2 leaves the format to the server, and names no limit: retrysafe's (PROTOCOL K3).
             max_key_length: IdempotencyKey::MAX_LENGTH,
             // Section 2.3 leaves it to the server; this is retrysafe's default (PROTOCOL R8).
             retention: DAY,
             // Not of the draft: Stripe's name for it, and retrysafe's (PROTOCOL R2).
             replay_marker: Some(headers::IDEMPOTENT_REPLAYED.clone()),
+            // The draft has no such header.
             advice: None,
             // Section 2.7: 409 while the first request is being processed. Applications answer 409 for
             // reasons of their own as well, so that one has to be told.
             conflict: Conflict::InProgressIfToldWhen,
             // Section 2.7, the example of a problem.
             in_progress: &[("/title", "A request is outstanding for this Idempotency-Key")],
+            // Section 2.6: a retry gets the result of the first.
             keeps_keys: true,
         }
     }
@@ -43,19 +45,19 @@ impl Dialect {
     pub fn stripe() -> Self {
         Self {
             name: "stripe",
-            // docs.stripe.com/api/idempotent_requests: Idempotency-Key, on POST; up to 255 characters;
-            // removed "after they're at least 24 hours old".
+            // docs.stripe.com/api/idempotent_requests: Idempotency-Key, "all POST requests accept" it; "up
+            // to 255 characters long"; removed "after they're at least 24 hours old".
             placement: KeyPlacement::Header(headers::IDEMPOTENCY_KEY.clone()),
             methods: Methods::from_iter([Method::POST]),
             max_key_length: 255,
             retention: DAY,
-            // docs.stripe.com/error-low-level: Idempotent-Replayed: true marks a cached response, and
-            // Stripe-Should-Retry says whether to try again.
+            // docs.stripe.com/error-low-level, "Sending idempotency keys": Idempotent-Replayed: true marks
+            // a response that is replayed. "The Stripe-Should-Retry header": true or false.
             replay_marker: Some(headers::IDEMPOTENT_REPLAYED.clone()),
             advice: Some(HeaderName::from_static("stripe-should-retry")),
-            // The same page: 409 where a request conflicts with another that is executing;
-            // docs.stripe.com/error-codes: idempotency_key_in_use. Another 409 is a lock time-out,
-            // which Stripe's own libraries retry too.
+            // The same page, "HTTP status code reference": 409 where "the request conflicts with another
+            // request (perhaps due to using the same idempotent key)", and it says nothing of when to come
+            // back. docs.stripe.com/error-codes: idempotency_key_in_use.
             conflict: Conflict::InProgress,
             in_progress: &[("/error/code", "idempotency_key_in_use")],
             ..Self::draft07()
@@ -66,17 +68,20 @@ impl Dialect {
     pub fn adyen() -> Self {
         Self {
             name: "adyen",
-            // docs.adyen.com/development-resources/api-idempotency: Idempotency-Key, on POST, at most 64
-            // characters.
+            // docs.adyen.com/development-resources/api-idempotency: Idempotency-Key, on POST requests, "with
+            // a maximum of 64 characters".
             placement: KeyPlacement::Header(headers::IDEMPOTENCY_KEY.clone()),
             methods: Methods::from_iter([Method::POST]),
             max_key_length: 64,
-            // The same page has said 31 days; it has changed over the years, so we stop after 7.
+            // The same page, "Key scope and validity time": at least 31 days after the first submission,
+            // in the versions that we have seen. Nobody retries for so long: ours, to be safe if it changes.
             retention: 7 * DAY,
-            // The same page: the key comes back in a header, which marks first answers as well.
+            // The same page: the Idempotency-Key comes back as a header of the response. That it is there
+            // says nothing of a replay, so it is no marker.
             replay_marker: None,
-            // The same page, "Error handling": transient errors are marked by Transient-Error.
+            // The same page, "Error handling": transient errors are marked by Transient-Error: true.
             advice: Some(HeaderName::from_static("transient-error")),
+            // The same page names no status for a key that is in use: Transient-Error says it.
             conflict: Conflict::InProgressIfToldWhen,
             in_progress: &[],
             ..Self::draft07()
@@ -87,14 +92,18 @@ impl Dialect {
     pub fn paypal() -> Self {
         Self {
             name: "paypal",
-            // developer.paypal.com/api/rest/reference/idempotency: PayPal-Request-Id, on POST.
+            // developer.paypal.com/api/rest/reference/idempotency: PayPal-Request-Id, on "REST API POST
+            // calls", and "not all APIs support this header".
             placement: KeyPlacement::Header(HeaderName::from_static("paypal-request-id")),
             methods: Methods::from_iter([Method::POST]),
-            // The parameter paypal_request_id in PayPal's own SDKs: 1 to 108 characters.
+            // The parameter paypal_request_id in PayPal's own SDKs (VaultController of its server SDKs):
+            // "minimum length 1, maximum length 108".
             max_key_length: 108,
             // The same parameter: "the server stores keys for" 3 hours (payment tokens), 6 hours
             // (orders), 72 hours (plans), 45 days (payments). The least of them.
             retention: 3 * HOUR,
+            // The page on idempotency names no marker. Of two requests at once it says that PayPal
+            // "processes the first request and might fail the second", and not how.
             replay_marker: None,
             conflict: Conflict::InProgressIfToldWhen,
             in_progress: &[],
@@ -111,9 +120,10 @@ impl Dialect {
             placement: body_member("/idempotency_key"),
             methods: Methods::from_iter([Method::POST]),
             max_key_length: 45,
-            // developer.squareup.com/docs/build-basics/common-api-patterns/idempotency names no time:
-            // ours.
+            // developer.squareup.com/docs/build-basics/common-api-patterns/idempotency names no time, and
+            // developer.squareup.com/forums/t/28303 says: "we do not publish a retention period". Ours.
             retention: DAY,
+            // Neither page names a marker or a status for a key that is in use.
             replay_marker: None,
             conflict: Conflict::Final,
             in_progress: &[],
@@ -126,13 +136,14 @@ impl Dialect {
         Self {
             name: "aip155",
             // google.aip.dev/155: request_id, "restricted to 36 ASCII characters. A random UUID is
-            // recommended."
+            // recommended." APIs may take no other format than a UUID of version 4.
             placement: body_member("/request_id"),
             methods: Methods::default(),
             max_key_length: 36,
-            // AIP-155: "any reasonable timeframe". Google's own APIs (cloud.google.com, DeleteJob of
-            // Batch, for one) promise "at least 60 minutes after the first request".
+            // AIP-155: "any reasonable timeframe". Google's own APIs (DeleteJobRequest of Batch, for one)
+            // guarantee it "for at least 60 minutes after the first request".
             retention: HOUR,
+            // AIP-155 names neither a marker nor a status.
             replay_marker: None,
             conflict: Conflict::InProgressIfToldWhen,
             in_progress: &[],
@@ -146,8 +157,9 @@ impl Dialect {
     pub fn openai_compatible() -> Self {
         Self {
             name: "openai_compatible",
-            // openai-python, _base_client.py: Idempotency-Key on requests that are not GET, and
-            // x-should-retry in answers. No page of platform.openai.com promises that a key is kept.
+            // openai-python, _base_client.py, and openai-node, client.ts: both make a key for requests that
+            // are not GET, and send it only under a header name that neither sets. So no key is known to be
+            // kept; this name is the draft's, for gateways in front that do. Both obey x-should-retry.
             placement: KeyPlacement::Header(headers::IDEMPOTENCY_KEY.clone()),
             methods: Methods::from_iter([Method::POST]),
             advice: Some(HeaderName::from_static("x-should-retry")),

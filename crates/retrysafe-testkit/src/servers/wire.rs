@@ -85,6 +85,7 @@ struct Cut {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     Before,
+    Within,
     After,
 }
 
@@ -140,6 +141,12 @@ impl Wire {
     /// client's connection is reset.
     pub fn cut_after(&self) {
         self.cut_after_one_with(b"");
+    }
+
+    /// Lets the next request through, and all of its answer but the last byte: then the client's
+    /// connection is reset.
+    pub fn cut_within(&self) {
+        *lock(&self.shared.cut) = Some(Cut { when: When::Within, with: Vec::new() });
     }
 
     /// [`cut_before`](Self::cut_before), for the next request that has these bytes in it. Others go
@@ -286,7 +293,7 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>, number: u64) {
         let server = server.insert(TcpStream::connect(target).await?);
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
-        let talk = Talk { shared: &shared, asked: false.into(), swallow: false.into() };
+        let talk = Talk { shared: &shared, asked: false.into(), cut: Mutex::default() };
         tokio::try_join!(
             talk.requests(from_client, to_server),
             talk.answers(from_server, to_client),
@@ -317,8 +324,8 @@ struct Talk<'a> {
     shared: &'a Shared,
     /// A request went out since the last answer.
     asked: AtomicBool,
-    /// The next answer is swallowed.
-    swallow: AtomicBool,
+    /// Where the next answer is cut off.
+    cut: Mutex<Option<When>>,
 }
 
 impl Talk<'_> {
@@ -338,7 +345,7 @@ impl Talk<'_> {
             self.wait_for(|it| !it.requests_stalled).await;
             match self.cut(&mut seen, request) {
                 Some(When::Before) => return Err(End::Reset),
-                Some(When::After) => self.swallow.store(true, Ordering::SeqCst),
+                Some(when) => *lock(&self.cut) = Some(when),
                 None => {}
             }
             self.asked.store(true, Ordering::SeqCst);
@@ -354,7 +361,11 @@ impl Talk<'_> {
         let mut buffer = vec![0; 64 << 10];
         loop {
             let length = server.read(&mut buffer).await?;
-            if self.swallow.load(Ordering::SeqCst) {
+            let cut = *lock(&self.cut);
+            if let Some(when) = cut {
+                if when == When::Within {
+                    client.write_all(&buffer[..length.saturating_sub(1)]).await?;
+                }
                 return Err(End::AfterTheRequest);
             }
             if length == 0 {
