@@ -89,6 +89,7 @@ mod keeper;
 mod layer;
 mod observe;
 mod once;
+mod phases;
 mod run;
 mod scope;
 mod service;
@@ -105,6 +106,7 @@ pub use self::{
     future::ResponseFuture,
     layer::{IdempotencyLayer, IdempotencyLayerBuilder},
     once::{Done, Once, OnceBuilder, OnceContext, OnceError, OnceRun, Unnamed},
+    phases::{PhaseError, Phases},
     run::StreamedResponse,
     scope::ScopeFrom,
     service::IdempotencyService,
