@@ -81,3 +81,8 @@ pub use self::{
     store::SqliteStore,
     transactional::{SqliteTransaction, TransactionalSqlite, TransactionalSqliteBuilder, Undone},
 };
+
+/// The guide's Rust code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/exactly-once.md")]
+struct Guide;

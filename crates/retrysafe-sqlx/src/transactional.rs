@@ -4,6 +4,7 @@
 mod core;
 mod end;
 mod flights;
+mod points;
 mod transaction;
 
 use std::{future::Future, time::Duration};
@@ -109,6 +110,32 @@ pub(crate) trait Side: Send + Sync + 'static {
 
     /// What it means that a commit failed; `None` if nobody can tell.
     fn not_committed(&self, error: sqlx::Error) -> Option<StoreError>;
+
+    /// Opens another transaction for an attempt whose claim is committed, which makes sure that it is
+    /// the live one and extends its lease; `None` if it is not.
+    fn reopen(
+        &self,
+        lease: &Lease,
+        lease_for: Duration,
+        until: Instant,
+    ) -> impl Future<Output = Result<Option<Transaction<'static, Self::Database>>, StoreError>> + Send;
+
+    /// Writes what phases have come to, if that is new; `false` if the transaction is not the one
+    /// that claimed or was reopened.
+    fn keep(
+        &self,
+        transaction: &mut Transaction<'static, Self::Database>,
+        lease: &Lease,
+        lease_for: Duration,
+        points: Option<&Bytes>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// What phases have come to before.
+    fn kept(
+        &self,
+        transaction: &mut Transaction<'static, Self::Database>,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
 
     /// What became of an attempt whose transaction is gone: `Applied` only if that is durable, and
     /// nothing if there is no outcome to be seen.
