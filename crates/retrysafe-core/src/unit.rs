@@ -4,11 +4,11 @@
 //! more: it opens a transaction with the claim, lends it to the handler, and writes the outcome in
 //! the same transaction. What it lends is a [`Unit`] of work.
 
-use std::{any::Any, pin::Pin, sync::Arc};
+use std::{any::Any, fmt, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{Attempt, StoreError};
+use crate::{Attempt, OperationId, StoreError};
 
 /// The work of an attempt that commits with its record: see
 /// [`Store::unit`](crate::Store::unit).
@@ -53,6 +53,44 @@ pub trait Points: Send + Sync {
 
     /// Undoes what was not committed. Asks nobody, so that it can be done where something is dropped.
     fn roll_back(&self);
+}
+
+/// A store that can say what was abandoned. Another side trait, like [`Inspect`](crate::Inspect): front
+/// doors never see it.
+pub trait FindAbandoned: Send + Sync + 'static {
+    /// At most `limit` operations with an id greater than `after`, in the order of their ids, whose
+    /// outcome is unknown, and of which [`Points`] are kept. It may be that somebody goes on with one
+    /// of them in the next moment: only a claim decides.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be asked.
+    fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Abandoned>, StoreError>> + Send;
+}
+
+/// An operation that nobody works on. `Debug` does not show what is kept of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Abandoned {
+    /// The operation.
+    pub id: OperationId,
+    /// The number of the newest attempt.
+    pub attempt: u32,
+    /// What is kept.
+    pub points: Bytes,
+}
+
+// S3: what is kept is not shown.
+impl fmt::Debug for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Abandoned")
+            .field("id", &self.id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a handler can ask of its attempt besides what every attempt knows: a transaction, where the

@@ -4,8 +4,8 @@ use std::{cell::RefCell, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated, OperationId,
-    Owner, Resolution, StoreError, StoreErrorKind, Swept,
+    Abandoned, Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated,
+    OperationId, Owner, Resolution, StoreError, StoreErrorKind, Swept,
     lifecycle::{Phase, Record, Step, attempt_of, whole_milliseconds},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::ValueRef};
@@ -153,6 +153,29 @@ impl<'c> Records<'c> {
         Ok(points.optional()?.flatten().map(Bytes::from))
     }
 
+    pub(crate) fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Answer<Vec<Abandoned>> {
+        let now = milliseconds(self.clock.wall());
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self.connection.prepare_cached(self.table.abandoned)?;
+        let mut rows = statement.query(params![after, now, limit])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let id = blob(row, 0)?.and_then(|bytes| bytes.try_into().ok());
+            let id = id.ok_or_else(|| unreadable("a record", "id"))?;
+            found.push(Abandoned {
+                id: OperationId::from_bytes(id),
+                attempt: attempt_of(row.get::<_, i64>(1)?.unsigned_abs()),
+                points: row.get::<_, Vec<u8>>(2)?.into(),
+            });
+        }
+        Ok(found)
+    }
+
     /// Keeps what the phases have come to so far, if this is the live attempt.
     pub(crate) fn keep(&self, lease: &Lease, points: &Bytes, lease_for: Duration) -> Answer<Held> {
         let held = self.renew(lease, lease_for)?;
@@ -177,8 +200,9 @@ impl<'c> Records<'c> {
         connection: &Connection,
         table: &'static Table,
     ) -> rusqlite::Result<()> {
-        let Table { find, page, put, live, sweep, left, count, held, points, keep, .. } = table;
-        for statement in [page, put, live, sweep, count, held, points, keep] {
+        let Table { find, page, put, live, sweep, left, count, held, points, .. } = table;
+        let Table { keep, abandoned, .. } = table;
+        for statement in [page, put, live, sweep, count, held, points, keep, abandoned] {
             connection.prepare_cached(statement)?;
         }
         connection.prepare_cached(find)?.exists(params![[0_u8; 32].as_slice()])?;

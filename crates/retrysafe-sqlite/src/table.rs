@@ -15,6 +15,7 @@ pub(crate) struct Table {
     pub(crate) held: &'static str,
     pub(crate) points: &'static str,
     pub(crate) keep: &'static str,
+    pub(crate) abandoned: &'static str,
 }
 
 macro_rules! table {
@@ -86,6 +87,12 @@ macro_rules! table {
                 " WHERE id = ?1 AND owner = ?2 AND state = 0 AND expires_at > ?3"
             ),
             points: concat!("SELECT payload FROM ", $table, " WHERE id = ?1 AND state IN (0, 3)"),
+            abandoned: concat!(
+                "SELECT id, fence, payload FROM ", $table, "
+                WHERE id > ?1 AND expires_at > ?2 AND payload IS NOT NULL
+                    AND (state = 3 OR state = 0 AND lease_until <= ?2)
+                ORDER BY id LIMIT ?3"
+            ),
             keep: concat!("UPDATE ", $table, " SET payload = ?2 WHERE id = ?1"),
         }
     };

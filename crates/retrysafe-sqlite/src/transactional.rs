@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use retrysafe_core::{
-    About, Begin, Claim, Counts, Entry, Fingerprint, Held, Inspect, Lease, Operated, OperationId,
-    Resolution, Store, StoreError, Swept, Unit,
+    Abandoned, About, Begin, Claim, Counts, Entry, FindAbandoned, Fingerprint, Held, Inspect,
+    Lease, Operated, OperationId, Resolution, Store, StoreError, Swept, Unit,
 };
 
 use self::work::{Ended, Work};
@@ -22,7 +22,7 @@ pub use self::{
     builder::TransactionalSqliteBuilder,
     work::{SqliteTransaction, Undone},
 };
-use crate::{OpenError, SqliteStore, records::Records, worker::Abandoned};
+use crate::{OpenError, SqliteStore, records::Records, worker::Abandoned as WhenAbandoned};
 
 /// A store in the service's own SQLite file, whose records commit with the work: what the handler
 /// writes and the response that is kept are one transaction. It happens once, or not at all.
@@ -157,7 +157,7 @@ impl TransactionalSqlite {
     async fn free(&self, lease: &Lease, keep_counters_for: Duration) -> Result<Held, StoreError> {
         let lease = lease.clone();
         let give_back = move |records: &Records<'_>| records.give_back(&lease, keep_counters_for);
-        self.records.shared.writer.ask(Abandoned::Runs, give_back).await
+        self.records.shared.writer.ask(WhenAbandoned::Runs, give_back).await
     }
 }
 
@@ -170,7 +170,7 @@ impl Store for TransactionalSqlite {
         let looked = claim.clone();
         let look = move |records: &Records<'_>| records.look(&looked);
         // What is answered from what is there does not wait for who writes.
-        let begun = match self.records.shared.reader.ask(Abandoned::Skipped, look).await? {
+        let begun = match self.records.shared.reader.ask(WhenAbandoned::Skipped, look).await? {
             Some(begun) => begun,
             None => self.records.begin(claim).await?,
         };
@@ -209,7 +209,7 @@ impl Store for TransactionalSqlite {
         let Some(work) = self.take(lease) else {
             let lease = lease.clone();
             let outcome_of = move |records: &Records<'_>| records.outcome_of(&lease);
-            return self.records.shared.reader.ask(Abandoned::Skipped, outcome_of).await;
+            return self.records.shared.reader.ask(WhenAbandoned::Skipped, outcome_of).await;
         };
         let failed = match work.end() {
             Ended::Without => {
@@ -255,6 +255,18 @@ impl Store for TransactionalSqlite {
         let works = self.works();
         let work = works.get(&lease.id).filter(|work| work.is_of(lease))?;
         Some(work.clone())
+    }
+}
+
+impl FindAbandoned for TransactionalSqlite {
+    async fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let after = after.copied();
+        let abandoned = move |records: &Records<'_>| records.abandoned(after.as_ref(), limit);
+        self.records.shared.reader.ask(WhenAbandoned::Skipped, abandoned).await
     }
 }
 

@@ -10,7 +10,9 @@ mod transaction;
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
-use retrysafe_core::{Acquired, Claim, Fingerprint, Found, Held, Lease, Store, StoreError};
+use retrysafe_core::{
+    Abandoned, Acquired, Claim, Fingerprint, Found, Held, Lease, OperationId, Store, StoreError,
+};
 use sqlx::{Database, SqlStr, Transaction, pool::PoolConnection};
 use tokio::time::Instant;
 
@@ -137,6 +139,13 @@ pub(crate) trait Side: Send + Sync + 'static {
         lease: &Lease,
     ) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
 
+    /// Operations of which phases have kept something, and that nobody works on.
+    fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Abandoned>, StoreError>> + Send;
+
     /// What became of an attempt whose transaction is gone: `Applied` only if that is durable, and
     /// nothing if there is no outcome to be seen.
     fn find(
@@ -249,6 +258,16 @@ macro_rules! store_of_core {
                 lease: &retrysafe_core::Lease,
             ) -> Option<std::sync::Arc<dyn retrysafe_core::Unit>> {
                 self.core.unit(lease)
+            }
+        }
+
+        impl retrysafe_core::FindAbandoned for $store {
+            async fn abandoned(
+                &self,
+                after: Option<&retrysafe_core::OperationId>,
+                limit: usize,
+            ) -> Result<Vec<retrysafe_core::Abandoned>, retrysafe_core::StoreError> {
+                self.core.side.abandoned(after, limit).await
             }
         }
     };

@@ -80,6 +80,7 @@
 mod answers;
 mod batch;
 mod body;
+mod completer;
 mod door;
 mod engine;
 mod execution;
@@ -102,6 +103,7 @@ pub use retrysafe_core::*;
 pub use self::{
     batch::{Batch, BatchItem, BatchProgress, BatchReport},
     body::{BoxError, RequestBody, ResponseBody},
+    completer::{Completed, Completer, KeptCall},
     engine::{Engine, EngineBuilder},
     future::ResponseFuture,
     layer::{IdempotencyLayer, IdempotencyLayerBuilder},

@@ -84,6 +84,8 @@ pub struct Phases<T> {
     kept: Option<BTreeMap<String, String>>,
     /// Whether it can be seen that there are phases.
     marked: bool,
+    /// The call, if it is kept as well.
+    call: Option<Arc<str>>,
     named: HashSet<String>,
     lends: PhantomData<fn() -> T>,
 }
@@ -106,6 +108,15 @@ pub enum PhaseError<E> {
     Unreadable(serde_json::Error),
     /// A part of this name was done in this attempt already.
     Repeated,
+}
+
+/// The name under which the call itself is kept. No part has it.
+pub(crate) const CALL: &str = "";
+
+impl<T> Phases<T> {
+    pub(crate) fn keeping(self, call: Option<Arc<str>>) -> Self {
+        Self { call, ..self }
+    }
 }
 
 impl<T: FromAttempt> Phases<T> {
@@ -133,7 +144,8 @@ impl<T: FromAttempt> Phases<T> {
         }
         // Whoever comes after a crash has to find that this was under way, so that the key stays the
         // request's own.
-        let mark = (!self.marked).then(|| Bytes::from_static(b"{}"));
+        let mark = (!self.marked).then(|| encode(self.kept.as_ref())).transpose();
+        let mark = mark.map_err(PhaseError::Unreadable)?;
         held(self.points.commit(mark).await)?;
         self.marked = true;
         let result = call(self.attempt.derive_key(name)).await.map_err(PhaseError::Failed)?;
@@ -204,7 +216,11 @@ impl<T: FromAttempt> Phases<T> {
             };
             self.marked = kept.is_some();
             let kept = kept.as_deref().map_or(Ok(BTreeMap::new()), serde_json::from_slice);
-            self.kept = Some(kept.map_err(PhaseError::Unreadable)?);
+            let mut kept: BTreeMap<String, String> = kept.map_err(PhaseError::Unreadable)?;
+            if let Some(call) = &self.call {
+                kept.entry(CALL.to_owned()).or_insert_with(|| call.as_ref().to_owned());
+            }
+            self.kept = Some(kept);
         }
         let kept = self.kept.as_ref().and_then(|kept| kept.get(name));
         kept.map(|kept| serde_json::from_str(kept).map_err(PhaseError::Unreadable)).transpose()
@@ -222,12 +238,17 @@ impl<T: FromAttempt> Phases<T> {
         let given = serde_json::from_str(&result).map_err(PhaseError::Unreadable)?;
         let mut kept = self.kept.clone().unwrap_or_default();
         kept.insert(name.to_owned(), result);
-        let points = serde_json::to_vec(&kept).map_err(PhaseError::Unreadable)?;
-        held(self.points.commit(Some(Bytes::from(points))).await)?;
+        let points = encode(Some(&kept)).map_err(PhaseError::Unreadable)?;
+        held(self.points.commit(Some(points)).await)?;
         half_done.0 = None;
         (self.kept, self.marked) = (Some(kept), true);
         Ok(given)
     }
+}
+
+/// What is kept, as a store keeps it.
+fn encode(kept: Option<&BTreeMap<String, String>>) -> serde_json::Result<Bytes> {
+    serde_json::to_vec(&kept.unwrap_or(&BTreeMap::new())).map(Bytes::from)
 }
 
 /// Undoes what is not committed when it is dropped.
@@ -252,9 +273,9 @@ fn held<E>(answer: Result<bool, StoreError>) -> Result<(), PhaseError<E>> {
 impl<T> FromAttempt for Phases<T> {
     fn from_attempt(attempt: &Attempt) -> Result<Self, NotLent> {
         let points = attempt.points().ok_or(NotLent::Absent)?;
-        let (kept, named) = (None, HashSet::new());
-        let (attempt, marked) = (attempt.clone(), false);
-        Ok(Self { attempt, points, kept, marked, named, lends: PhantomData })
+        let (attempt, named) = (attempt.clone(), HashSet::from([CALL.to_owned()]));
+        let (kept, call, marked) = (None, None, false);
+        Ok(Self { attempt, points, kept, marked, call, named, lends: PhantomData })
     }
 }
 

@@ -2,10 +2,11 @@
 //! test binary itself, told to run one test alone.
 
 use std::{
-    collections::HashSet, env, fs, io::Write as _, path::Path, process::Stdio, time::Duration,
+    collections::HashSet, env, fs, io::Write as _, path::Path, process::Stdio, sync::Arc,
+    time::Duration,
 };
 
-use retrysafe_axum::{OnInFlight, Once, PhaseError, Phases, Scope};
+use retrysafe_axum::{Completer, OnInFlight, Once, PhaseError, Scope};
 use retrysafe_sqlite::{SqliteTransaction, TransactionalSqlite};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -139,7 +140,7 @@ impl Service {
     async fn pay(&self, moment: &str) -> bool {
         let (moment, calls) = (moment.to_owned(), self.calls.clone());
         let run = self.once.run("pay", &Scope::shared(), "one", &(), |context| async move {
-            let mut phases: Phases<SqliteTransaction> = context.lent().unwrap();
+            let mut phases = context.phases::<SqliteTransaction>().unwrap();
             phases
                 .step("reserve", |transaction| async {
                     let transaction = transaction;
@@ -167,7 +168,7 @@ impl Service {
             at(&moment, "after the work").await;
             Ok::<_, String>(())
         });
-        run.await.unwrap().replayed
+        run.completable().await.unwrap().replayed
     }
 }
 
@@ -223,6 +224,33 @@ async fn phases_are_done_once_whenever_the_process_is_killed() {
         let again = moment == "after the call";
         assert_eq!(calls.lines().count(), if again { 2 } else { 1 }, "{moment}");
         assert_eq!(calls.lines().collect::<HashSet<_>>().len(), 1, "one key: {moment}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_process_has_begun_is_finished_though_nobody_comes_back() {
+    for (moment, calls) in [("before the call", 1), ("after the call", 2), ("after the phase", 1)] {
+        let place = place();
+        let mut process = Process::start(&format!("phases: {moment}"), place.path());
+        assert_eq!(process.says().await, moment);
+        process.kill().await;
+        let service = Arc::new(Service::at(place.path()));
+        let again = service.clone();
+        let mut completer = Completer::new(&service.once).on("pay", move |_| {
+            let service = again.clone();
+            async move { Some(service.pay("").await) }
+        });
+        let finished = async {
+            while completer.look().await.unwrap().finished == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, finished).await.expect("it is finished when its lease is over");
+        let bank = Bank::at(place.path().join("bank.db"), |store| store);
+        assert_eq!((bank.balance(), bank.finished()), (1, 1), "{moment}");
+        let called = fs::read_to_string(place.path().join("calls")).unwrap();
+        assert_eq!(called.lines().count(), calls, "{moment}");
+        assert!(service.pay("").await, "who comes back after all gets the answer");
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
+mod completer;
 mod crashes;
 mod endings;
 mod phases;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Counts, Fingerprint, Lease, OperationId, Owner, StoreError, StoreErrorKind,
+    Abandoned, Counts, Fingerprint, Lease, OperationId, Owner, StoreError, StoreErrorKind,
     lifecycle::{Phase, Record, attempt_of},
 };
 use sqlx::{
@@ -50,6 +50,7 @@ pub(super) struct Records {
     complete_in: SqlStr,
     keep_in: SqlStr,
     kept: SqlStr,
+    abandoned: SqlStr,
     release: SqlStr,
     live: SqlStr,
     expired: SqlStr,
@@ -138,6 +139,12 @@ impl Records {
                     payload = COALESCE(?, payload)
                 WHERE id = ? AND owner = ? AND layout = 1 AND state = 0",
             ),
+            abandoned: statement(
+                "SELECT id, fence, payload FROM {table}
+                WHERE id > ? AND expires_at > {now} AND layout = 1 AND payload IS NOT NULL
+                    AND (state = 3 OR state = 0 AND lease_until <= {now})
+                ORDER BY id LIMIT ?",
+            ),
             kept: statement("SELECT payload FROM {table} WHERE id = ? AND owner = ? AND state = 0"),
             release: statement(
                 "UPDATE {table} SET state = 2, lease_until = NULL, retention = NULL,
@@ -186,6 +193,7 @@ impl Records {
             &self.complete_in,
             &self.keep_in,
             &self.kept,
+            &self.abandoned,
             &self.release,
             &self.live,
             &self.expired,
@@ -398,6 +406,23 @@ impl Records {
         let after = after.map_or(&[][..], |id| id.as_bytes());
         let rows = call.read(|| query(self.page.clone()).bind(after).bind(limit(most))).await?;
         rows.iter().map(|row| self.record(row)).collect()
+    }
+
+    pub(super) async fn abandoned(
+        &self,
+        call: &Call<'_>,
+        after: Option<&OperationId>,
+        most: usize,
+    ) -> Answer<Vec<Abandoned>> {
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let abandoned = || query(self.abandoned.clone()).bind(after).bind(limit(most));
+        let read = |row: &MySqlRow| {
+            let id = self.id(row)?;
+            let attempt = attempt_of(self.column::<u64>(row, 1, &id, "fence")?);
+            let points = self.column::<Vec<u8>>(row, 2, &id, "payload")?.into();
+            Ok(Abandoned { id, attempt, points })
+        };
+        call.read(abandoned).await?.iter().map(read).collect()
     }
 
     pub(super) async fn count(&self, call: &Call<'_>) -> Answer<Counts> {

@@ -154,6 +154,16 @@ pub(crate) fn reopen(table: &str) -> String {
     )
 }
 
+/// Operations of which phases have kept something, and that nobody works on: `$1` id, `$2` limit.
+pub(crate) fn abandoned(table: &str) -> String {
+    format!(
+        "WITH {CLOCK} SELECT r.id, r.fence, r.payload FROM {table} r, clock
+        WHERE r.id > $1 AND r.expires_at > clock.now AND r.layout = 1 AND r.payload IS NOT NULL
+            AND (r.state = 3 OR r.state = 0 AND r.lease_until <= clock.now)
+        ORDER BY r.id LIMIT $2"
+    )
+}
+
 /// `begin_again`, within a transaction that goes on.
 pub(crate) fn claim_again(table: &str) -> String {
     format!("{}, {UNBOUND}", observed(table, CLAIM_AGAIN))

@@ -19,9 +19,9 @@ use std::{
 };
 
 use retrysafe_axum::{
-    Algorithm, Attempt, Begin, Claim, Code, Fingerprint, FromAttempt as _, Held, IdempotencyKey,
-    Lease, NotLent, OnInFlight, OnUnknownOutcome, Once, OnceError, OperationId, Owner, PhaseError,
-    Phases, Scope, Store as _, StoreErrorKind, SystemEntropy,
+    Algorithm, Attempt, Begin, Claim, Code, Completer, Fingerprint, FromAttempt as _, Held,
+    IdempotencyKey, Lease, NotLent, OnInFlight, OnUnknownOutcome, Once, OnceError, OperationId,
+    Owner, PhaseError, Phases, Scope, Store as _, StoreErrorKind, SystemEntropy,
 };
 use retrysafe_testkit::servers::{MariadbServer, PostgresServer};
 use tokio::time::timeout;
@@ -239,6 +239,38 @@ macro_rules! engine {
                 };
                 assert!(matches!(run().await, Err(OnceError::Failed { .. })));
                 assert_eq!(run().await.unwrap().value, 1);
+                assert_eq!(bank.balances().await, [1, 1, 0]);
+                assert_eq!(processor.calls().len(), 1);
+            }
+
+            #[tokio::test]
+            async fn what_was_abandoned_is_finished() {
+                async fn run(
+                    once: Once<$store>,
+                    processor: Processor,
+                    key: String,
+                    fails: bool,
+                ) -> Result<bool, OnceError<Failed>> {
+                    let run = once.run("pay", &Scope::shared(), &*key, &5, move |context| async move {
+                        pay(context.phases().unwrap(), processor).await?;
+                        if fails { Err(Failed) } else { Ok(()) }
+                    });
+                    Ok(run.completable().await?.replayed)
+                }
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let calls = || processor.clone();
+                assert!(run(once.clone(), calls(), "one".to_owned(), true).await.is_err());
+                let (again, called) = (once.clone(), calls());
+                let mut completer = Completer::new(&once).on("pay", move |call| {
+                    assert_eq!(call.input::<u32>().unwrap(), 5);
+                    let run = run(again.clone(), called.clone(), call.key().to_owned(), false);
+                    async { run.await.ok() }
+                });
+                let completed = completer.look().await.unwrap();
+                assert_eq!((completed.found, completed.finished), (1, 1));
+                assert_eq!(completer.look().await.unwrap().found, 0);
+                assert!(run(once, calls(), "one".to_owned(), false).await.unwrap());
                 assert_eq!(bank.balances().await, [1, 1, 0]);
                 assert_eq!(processor.calls().len(), 1);
             }

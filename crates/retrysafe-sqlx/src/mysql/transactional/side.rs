@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Begin, Claim, Found, Held, Lease, StoreError, StoreErrorKind,
+    Abandoned, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
     lifecycle::{Phase, Record, Step},
 };
 use sqlx::{
@@ -314,6 +314,15 @@ impl Side for MySqlSide {
     ) -> Result<Option<Bytes>, StoreError> {
         let kept = self.records.records().kept(transaction, lease).await;
         kept.map_err(|error| self.failed(error))
+    }
+
+    async fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let (store, call) = (&self.records, self.records.operators_call());
+        store.records().abandoned(&call, after, limit).await
     }
 
     async fn find(

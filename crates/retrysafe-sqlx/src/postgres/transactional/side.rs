@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Acquired, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
-    lifecycle::{Phase, Record, Step},
+    Abandoned, Acquired, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
+    lifecycle::{Phase, Record, Step, attempt_of},
 };
 use sqlx::{
     AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr as _, SqlStr, Transaction,
     pool::PoolConnection,
-    postgres::{PgDatabaseError, PgSeverity},
+    postgres::{PgDatabaseError, PgRow, PgSeverity},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -51,6 +51,8 @@ pub(crate) struct PostgresSide {
     keep: SqlStr,
     /// `$1` id, `$2` owner.
     kept: SqlStr,
+    /// `$1` id, `$2` limit.
+    abandoned: SqlStr,
 }
 
 /// What a look leaves for the claim: its connection, and whether there was any row.
@@ -98,6 +100,7 @@ impl PostgresSide {
                     payload = coalesce($4, r.payload)
                 FROM (SELECT clock_timestamp() AS now) clock WHERE {own} RETURNING 1"
             )),
+            abandoned: sql(statements::abandoned(&table)),
             kept: sql(format!(
                 "SELECT payload FROM {table} WHERE id = $1 AND owner = $2 AND state = 0"
             )),
@@ -378,6 +381,28 @@ impl Side for PostgresSide {
         let row = row.map_err(|error| self.undone(self.failed(error)))?;
         let kept = row.and_then(|row| record::column::<Option<Vec<u8>>>(&row, "payload"));
         Ok(kept.flatten().map(Bytes::from))
+    }
+
+    async fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let page = || statement(&self.abandoned).bind(after).bind(limit);
+        let rows = self.shared().long_call().ask(page).await?;
+        let read = |row: &PgRow| {
+            let id = record::column::<Vec<u8>>(row, "id")?.try_into().ok()?;
+            let fence = record::column::<i64>(row, "fence")?;
+            Some(Abandoned {
+                id: OperationId::from_bytes(id),
+                attempt: attempt_of(fence.unsigned_abs()),
+                points: record::column::<Vec<u8>>(row, "payload")?.into(),
+            })
+        };
+        let unreadable = || record::unreadable("a record", "payload");
+        rows.iter().map(|row| read(row).ok_or_else(unreadable)).collect()
     }
 
     async fn find(
