@@ -2,7 +2,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Acquired, IdempotencyKey, OperationId, Scope, Unit};
+use crate::{Acquired, IdempotencyKey, OperationId, Points, Scope, Unit};
 
 /// The context of one attempt: put into the request's extensions for the handler.
 ///
@@ -42,6 +42,11 @@ impl Attempt {
     pub fn unit<U: Unit>(&self) -> Option<Arc<U>> {
         let unit: Arc<dyn Any + Send + Sync> = self.unit.clone()?;
         unit.downcast().ok()
+    }
+
+    /// Where parts of the work can be committed before the outcome, if the store lends that.
+    pub fn points(&self) -> Option<Arc<dyn Points>> {
+        self.unit.clone()?.points()
     }
 
     /// The operation; shown as it is in logs.

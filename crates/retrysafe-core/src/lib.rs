@@ -98,5 +98,5 @@ pub use self::{
         About, Acquired, Begin, Claim, Counts, Entry, Found, Held, Inspect, Lease, Operated,
         Resolution, SharedStore, State, Store, StoreError, StoreErrorKind, Swept,
     },
-    unit::{FromAttempt, NotLent, Unit},
+    unit::{Abandoned, FindAbandoned, FromAttempt, NotLent, PointFuture, Points, Unit},
 };

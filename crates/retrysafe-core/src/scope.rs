@@ -40,8 +40,20 @@ impl Scope {
         Self(Kind::Digest(bytes))
     }
 
-    /// What the operation id is made of. A first byte keeps the kinds of scope apart.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    /// The scope that [`as_bytes`](Self::as_bytes) has shown, for whoever keeps it.
+    pub fn from_encoded(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            b"=" => Some(Self::shared()),
+            b"?" => Some(Self::anonymous()),
+            [b'n', name @ ..] => Some(Self::from_bytes(name)),
+            [b'd', ..] => Some(Self(Kind::Digest(bytes.try_into().ok()?))),
+            _ => None,
+        }
+    }
+
+    /// What the operation id is made of. A first byte keeps the kinds of scope apart. It names the
+    /// caller, so it belongs into no log (S3).
+    pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
             Kind::Named(bytes) => bytes,
             Kind::Digest(bytes) => bytes,
@@ -67,6 +79,17 @@ mod tests {
         assert_ne!(digest.as_bytes(), same_bytes.as_bytes());
         assert_ne!(Scope::shared().as_bytes(), Scope::from_bytes("").as_bytes());
         assert_ne!(Scope::shared().as_bytes(), Scope::anonymous().as_bytes());
+    }
+
+    #[test]
+    fn s2_a_scope_that_is_kept_is_the_same_again() {
+        let named = Scope::from_bytes("alice");
+        for scope in [Scope::shared(), Scope::anonymous(), named, Scope::digest_of("secret")] {
+            assert!(Scope::from_encoded(scope.as_bytes()).as_ref() == Some(&scope));
+        }
+        for bytes in [b"".as_slice(), b"==", b"x", b"dshort"] {
+            assert_eq!(Scope::from_encoded(bytes), None);
+        }
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! more: it opens a transaction with the claim, lends it to the handler, and writes the outcome in
 //! the same transaction. What it lends is a [`Unit`] of work.
 
-use std::any::Any;
+use std::{any::Any, fmt, pin::Pin, sync::Arc};
 
-use crate::Attempt;
+use bytes::Bytes;
+
+use crate::{Attempt, OperationId, StoreError};
 
 /// The work of an attempt that commits with its record: see
 /// [`Store::unit`](crate::Store::unit).
@@ -16,6 +18,79 @@ pub trait Unit: Any + Send + Sync {
     /// Says to the `complete` that follows that the record is kept and the work is not: the handler
     /// refused. Sends nothing.
     fn undo(&self);
+
+    /// Where parts of the work can be committed before the outcome; `None` if it is all or nothing.
+    fn points(self: Arc<Self>) -> Option<Arc<dyn Points>> {
+        None
+    }
+}
+
+/// What a verb of [`Points`] answers, in time.
+pub type PointFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Recovery points: a unit of work that can be committed in parts, between calls to other services.
+///
+/// The parts are committed together with the claim, and with what the phases have come to so far,
+/// which the store keeps as it is given, until the operation is finished or free. An attempt that has
+/// kept something is not undone any more when it ends without an outcome: it is given up, and the next
+/// attempt of the same request goes on from what was kept.
+///
+/// This is for authors of stores, and of what is above them; handlers use `Phases` of `retrysafe`.
+///
+/// Each call looks whether this is still the live attempt, in the transaction that it commits, and
+/// answers `false` if it is not: then nothing has changed. Dropping a future leaves nothing half done.
+pub trait Points: Send + Sync {
+    /// What attempts of this operation have kept last. It can't change under the live attempt.
+    fn kept(&self) -> PointFuture<'_, Option<Bytes>>;
+
+    /// Makes sure that a transaction is open, for work that will be committed.
+    fn open(&self) -> PointFuture<'_, bool>;
+
+    /// Commits the claim and what was written so far, and what is kept from now on, if that is new.
+    /// Then nothing is open: no lock is held while another service is called. With nothing new, and
+    /// nothing open, there is nothing to do.
+    fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool>;
+
+    /// Undoes what was not committed. Asks nobody, so that it can be done where something is dropped.
+    fn roll_back(&self);
+}
+
+/// A store that can say what was abandoned. Another side trait, like [`Inspect`](crate::Inspect): front
+/// doors never see it.
+pub trait FindAbandoned: Send + Sync + 'static {
+    /// At most `limit` operations with an id greater than `after`, in the order of their ids, whose
+    /// outcome is unknown, and of which [`Points`] are kept. It may be that somebody goes on with one
+    /// of them in the next moment: only a claim decides.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be asked.
+    fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Abandoned>, StoreError>> + Send;
+}
+
+/// An operation that nobody works on. `Debug` does not show what is kept of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Abandoned {
+    /// The operation.
+    pub id: OperationId,
+    /// The number of the newest attempt.
+    pub attempt: u32,
+    /// What is kept.
+    pub points: Bytes,
+}
+
+// S3: what is kept is not shown.
+impl fmt::Debug for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Abandoned")
+            .field("id", &self.id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a handler can ask of its attempt besides what every attempt knows: a transaction, where the
@@ -42,4 +117,7 @@ pub enum NotLent {
     /// The attempt has ended.
     #[error("the attempt is over")]
     Over,
+    /// It is between two phases, where nothing is open.
+    #[error("no transaction is open between two phases: take one from the phases")]
+    Between,
 }

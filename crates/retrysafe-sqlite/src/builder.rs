@@ -25,6 +25,8 @@ pub struct SqliteStoreBuilder {
 }
 
 pub(crate) struct Settings {
+    /// How long a handler may hold the writer.
+    pub(crate) hold: Duration,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) synchronous: Synchronous,
     pub(crate) busy_timeout: Duration,
@@ -35,17 +37,7 @@ pub(crate) struct Settings {
 
 impl SqliteStoreBuilder {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            settings: Settings {
-                clock: Arc::new(SystemClock::new()),
-                synchronous: Synchronous::default(),
-                busy_timeout: Duration::from_millis(1_500),
-                poll_interval: Duration::from_millis(100),
-                max_payload: 64 * 1024 * 1024,
-                max_file_size: None,
-            },
-        }
+        Self { path, settings: Settings::default() }
     }
 
     /// What tells the time; [`SystemClock`] by default. Its [wall](Clock::wall) time judges leases
@@ -102,12 +94,26 @@ impl SqliteStoreBuilder {
     }
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            hold: Duration::from_secs(1),
+            clock: Arc::new(SystemClock::new()),
+            synchronous: Synchronous::default(),
+            busy_timeout: Duration::from_millis(1_500),
+            poll_interval: Duration::from_millis(100),
+            max_payload: 64 * 1024 * 1024,
+            max_file_size: None,
+        }
+    }
+}
+
 impl Settings {
     /// SQLite refuses rows of more than 1,000,000,000 bytes.
     const MOST_PAYLOAD: usize = 900 * 1024 * 1024;
     const LEAST_FILE: u64 = 64 * 1024;
 
-    fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if self.busy_timeout > Duration::from_secs(3600) {
             return Err(ConfigError::new("busy_timeout", "an hour is the most"));
         }

@@ -64,11 +64,14 @@
 
 mod builder;
 mod error;
+mod hold;
 mod identity;
 mod mount;
 mod open;
 mod records;
 mod store;
+mod table;
+mod transactional;
 mod watch;
 mod worker;
 
@@ -76,4 +79,10 @@ pub use self::{
     builder::{SqliteStoreBuilder, Synchronous},
     error::{OpenError, OpenErrorKind},
     store::SqliteStore,
+    transactional::{SqliteTransaction, TransactionalSqlite, TransactionalSqliteBuilder, Undone},
 };
+
+/// The guide's Rust code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/guides/exactly-once.md")]
+struct Guide;

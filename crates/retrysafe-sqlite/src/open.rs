@@ -17,7 +17,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::{
     builder::{Settings, Synchronous},
     error::{OpenError, OpenErrorKind},
-    records::{APPLICATION_ID, Records, SCHEMA, SCHEMA_VERSION},
+    records::{APPLICATION_ID, Records, SCHEMA_VERSION},
+    table::Table,
 };
 
 /// The first version in which resetting the write-ahead log can't lose a commit.
@@ -32,13 +33,17 @@ pub(crate) struct Connections {
     pub(crate) reader: Connection,
 }
 
-pub(crate) fn open(path: &Path, settings: &Settings) -> Result<Connections, OpenError> {
+pub(crate) fn open(
+    path: &Path,
+    settings: &Settings,
+    table: &'static Table,
+) -> Result<Connections, OpenError> {
     // Two threads that create one file: the second must not see what the first has begun.
     static OPENING: Mutex<()> = Mutex::new(());
     let _opening = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
 
     refuse_memory(path)?;
-    if !create(path)? {
+    if !create(path)? && !table.with_work {
         refuse_foreign(path)?;
     }
     warn_of_old_library(rusqlite::version_number());
@@ -52,10 +57,13 @@ pub(crate) fn open(path: &Path, settings: &Settings) -> Result<Connections, Open
         return Err(OpenError::io(path, denied));
     }
     writer.busy_timeout(settings.busy_timeout).map_err(sqlite)?;
-    lay_out(path, &mut writer)?;
+    match table.with_work {
+        true => writer.execute_batch(table.schema).map_err(sqlite)?,
+        false => lay_out(path, &mut writer, table)?,
+    }
     log_ahead(path, &writer, settings.busy_timeout)?;
     tune(&writer, settings).map_err(sqlite)?;
-    Records::check_tables(&writer).map_err(|error| damaged(path, error))?;
+    Records::check_tables(&writer, table).map_err(|error| damaged(path, error))?;
     // From here on the writer waits by itself.
     writer.busy_timeout(Duration::ZERO).map_err(sqlite)?;
 
@@ -167,7 +175,11 @@ impl Layout {
 }
 
 /// Lays out an empty database; leaves one of ours as it is.
-fn lay_out(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
+fn lay_out(
+    path: &Path,
+    connection: &mut Connection,
+    table: &'static Table,
+) -> Result<(), OpenError> {
     let sqlite = |error| OpenError::sqlite(path, error);
     let found = layout(connection).map_err(sqlite)?;
     found.check(path)?;
@@ -182,7 +194,7 @@ fn lay_out(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
     found.check(path)?;
     if found.is_empty() {
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sqlite)?;
-        transaction.execute_batch(SCHEMA).map_err(sqlite)?;
+        transaction.execute_batch(table.schema).map_err(sqlite)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sqlite)?;
     }
     transaction.commit().map_err(sqlite)
@@ -259,6 +271,7 @@ fn warn_of_old_library(version: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::OWN_FILE;
 
     /// Who looks while another process lays the file out sees nothing yet, or one of ours. It was
     /// once seen half laid out, and refused as another program's.
@@ -284,7 +297,7 @@ mod tests {
                 let mut connection =
                     connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("it can be written");
                 connection.busy_timeout(Duration::from_secs(60)).expect("a setting");
-                lay_out(&path, &mut connection).expect("it is laid out");
+                lay_out(&path, &mut connection, &OWN_FILE).expect("it is laid out");
             });
         }
     }

@@ -4,11 +4,13 @@ use std::{cell::RefCell, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated, OperationId,
-    Owner, Resolution, StoreError, StoreErrorKind, Swept,
+    Abandoned, Begin, Claim, Clock, Counts, Entry, Fingerprint, Found, Held, Lease, Operated,
+    OperationId, Owner, Resolution, StoreError, StoreErrorKind, Swept,
     lifecycle::{Phase, Record, Step, attempt_of, whole_milliseconds},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params, types::ValueRef};
+
+use crate::table::Table;
 
 /// `PRAGMA application_id` of our files: the letters `rsaf`.
 pub(crate) const APPLICATION_ID: i64 = i32::from_be_bytes(*b"rsaf") as i64;
@@ -16,65 +18,10 @@ pub(crate) const APPLICATION_ID: i64 = i32::from_be_bytes(*b"rsaf") as i64;
 /// `PRAGMA user_version`: the layout below. A file with a higher one is not touched (ST10).
 pub(crate) const SCHEMA_VERSION: i64 = 1;
 
-/// A payload can be megabytes long, so the table keeps its rowid: the index on `id` stays small, a
-/// completion rewrites a row near the table's end, and no lookup walks over payloads. `payload` is
-/// last so that the other columns are read without it. Absent values and 0 and 1 take no bytes (P9).
-pub(crate) const SCHEMA: &str = "
-    CREATE TABLE record (
-        id BLOB NOT NULL UNIQUE,
-        owner BLOB,
-        fence INTEGER NOT NULL,
-        previous_vanished INTEGER NOT NULL,
-        state INTEGER NOT NULL,
-        fingerprint BLOB NOT NULL,
-        lease_until INTEGER,
-        retention INTEGER,
-        expires_at INTEGER NOT NULL,
-        payload BLOB
-    ) STRICT;
-    CREATE INDEX record_by_expiry ON record (expires_at);
-";
-
 const IN_FLIGHT: i64 = 0;
 const FINISHED: i64 = 1;
 const RELEASED: i64 = 2;
 const GIVEN_UP: i64 = 3;
-
-const FIND: &str = "
-    SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until, retention,
-        expires_at, payload
-    FROM record WHERE id = ?1";
-
-const PAGE: &str = "
-    SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until, retention,
-        expires_at, payload
-    FROM record WHERE id > ?1 AND expires_at > ?2 ORDER BY id LIMIT ?3";
-
-const PUT: &str = "
-    INSERT INTO record (id, owner, fence, previous_vanished, state, fingerprint, lease_until,
-        retention, expires_at, payload)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-    ON CONFLICT (id) DO UPDATE SET owner = ?2, fence = ?3, previous_vanished = ?4, state = ?5,
-        fingerprint = ?6, lease_until = ?7, retention = ?8, expires_at = ?9, payload = ?10";
-
-const LIVE: &str = "
-    SELECT fence, lease_until FROM record WHERE id = ?1 AND state = 0 AND lease_until > ?2";
-
-/// ST10: what this version can't read it does not delete either.
-const SWEEP: &str = "
-    DELETE FROM record WHERE rowid IN (
-        SELECT rowid FROM record
-        WHERE expires_at <= ?1 AND state BETWEEN 0 AND 3 AND length(fingerprint) IN (36, 77)
-        LIMIT ?2)";
-
-const LEFT: &str = "
-    SELECT EXISTS (
-        SELECT 1 FROM record
-        WHERE expires_at <= ?1 AND state BETWEEN 0 AND 3 AND length(fingerprint) IN (36, 77))";
-
-const COUNT: &str = "
-    SELECT state, coalesce(state = 0 AND lease_until > ?1, 0), count(*)
-    FROM record WHERE expires_at > ?1 GROUP BY 1, 2";
 
 /// Why a verb has no answer.
 pub(crate) enum Failure {
@@ -96,13 +43,18 @@ type Answer<T> = Result<T, Failure>;
 pub(crate) struct Records<'c> {
     connection: &'c Connection,
     clock: &'c dyn Clock,
+    table: &'static Table,
     /// What others may be waiting for: told to them once it is committed.
     touched: RefCell<Vec<OperationId>>,
 }
 
 impl<'c> Records<'c> {
-    pub(crate) fn new(connection: &'c Connection, clock: &'c dyn Clock) -> Self {
-        Self { connection, clock, touched: RefCell::default() }
+    pub(crate) fn new(
+        connection: &'c Connection,
+        clock: &'c dyn Clock,
+        table: &'static Table,
+    ) -> Self {
+        Self { connection, clock, table, touched: RefCell::default() }
     }
 
     pub(crate) fn into_touched(self) -> Vec<OperationId> {
@@ -111,6 +63,10 @@ impl<'c> Records<'c> {
 
     /// ST10: a newer process may have changed the layout under us since we opened the file.
     pub(crate) fn check_version(&self) -> Answer<()> {
+        if self.table.with_work {
+            // The version is the user's own.
+            return Ok(());
+        }
         let version: i64 = self
             .connection
             .prepare_cached("PRAGMA user_version")?
@@ -127,23 +83,131 @@ impl<'c> Records<'c> {
         )))
     }
 
-    /// Touches the table and both of its indexes, so that what is missing is known at open.
-    pub(crate) fn check_tables(connection: &Connection) -> rusqlite::Result<()> {
-        for statement in [FIND, PAGE, PUT, LIVE, SWEEP, COUNT] {
-            connection.prepare_cached(statement)?;
-        }
-        connection.prepare_cached(FIND)?.exists(params![[0_u8; 32].as_slice()])?;
-        connection.prepare_cached(LEFT)?.exists(params![0_i64])?;
-        Ok(())
-    }
-
     pub(crate) fn begin(&self, claim: &Claim) -> Answer<Begin> {
         let now = self.clock.wall();
-        let step = match self.find(&claim.id, now)? {
-            Some(record) => record.begin(claim, now),
-            None => Record::first(claim, now),
-        };
-        self.finish(step)
+        match self.find(&claim.id, now)? {
+            Some(record) => self.finish(self.judge(record, claim, now)?),
+            None => {
+                let Step { answer, write } = Record::first(claim, now);
+                if let Some(record) = write {
+                    self.put(&record, Payload::Replaced)?;
+                    self.touched.borrow_mut().push(record.id);
+                }
+                Ok(answer)
+            }
+        }
+    }
+
+    /// What a claim comes to, if nothing has to be written for that.
+    pub(crate) fn look(&self, claim: &Claim) -> Answer<Option<Begin>> {
+        let now = self.clock.wall();
+        let Some(record) = self.find(&claim.id, now)? else { return Ok(None) };
+        let Step { answer, write } = self.judge(record, claim, now)?;
+        Ok(Some(answer).filter(|_| write.is_none()))
+    }
+
+    fn judge(&self, mut record: Record, claim: &Claim, now: Duration) -> Answer<Step<Begin>> {
+        let is_unknown = matches!(record.phase, Phase::InFlight { .. } | Phase::GivenUp)
+            && record.lease_left(now).is_none()
+            && record.owner != Some(claim.owner);
+        if self.table.with_work && is_unknown && self.points(&record.id)?.is_none() {
+            // Nothing of it was committed, so there is nothing unknown: it is as good as released.
+            record.phase = Phase::Released;
+        }
+        Ok(record.begin(claim, now))
+    }
+
+    /// Whether this is the live attempt.
+    pub(crate) fn is_held(&self, lease: &Lease) -> Answer<bool> {
+        let (id, owner) = (lease.id.as_bytes(), lease.owner.to_bytes());
+        let held = params![id.as_slice(), owner.as_slice(), milliseconds(self.clock.wall())];
+        Ok(self.connection.prepare_cached(self.table.held)?.exists(held)?)
+    }
+
+    /// What became of an attempt that has been completed before (ST4).
+    pub(crate) fn outcome_of(&self, lease: &Lease) -> Answer<Held> {
+        let now = self.clock.wall();
+        match self.find(&lease.id, now)? {
+            Some(record)
+                if matches!(record.phase, Phase::InFlight { .. })
+                    && record.owner == Some(lease.owner) =>
+            {
+                let context = "the work of this attempt was undone, or is another process's";
+                let error = StoreError::new(StoreErrorKind::Unavailable, context);
+                Err(Failure::Refused(error))
+            }
+            // It has ended, or is another's: this changes nothing.
+            Some(record) => {
+                let fingerprint = record.fingerprint.clone();
+                Ok(record.complete(lease, &fingerprint, &Bytes::new(), Duration::ZERO, now).answer)
+            }
+            None => Ok(Held::Lost(Found::Free)),
+        }
+    }
+
+    /// What the phases of an unfinished operation have kept.
+    pub(crate) fn points(&self, id: &OperationId) -> Answer<Option<Bytes>> {
+        let mut points = self.connection.prepare_cached(self.table.points)?;
+        let points = points
+            .query_row(params![id.as_bytes().as_slice()], |row| row.get::<_, Option<Vec<u8>>>(0));
+        Ok(points.optional()?.flatten().map(Bytes::from))
+    }
+
+    pub(crate) fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Answer<Vec<Abandoned>> {
+        let now = milliseconds(self.clock.wall());
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut statement = self.connection.prepare_cached(self.table.abandoned)?;
+        let mut rows = statement.query(params![after, now, limit])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let id = blob(row, 0)?.and_then(|bytes| bytes.try_into().ok());
+            let id = id.ok_or_else(|| unreadable("a record", "id"))?;
+            found.push(Abandoned {
+                id: OperationId::from_bytes(id),
+                attempt: attempt_of(row.get::<_, i64>(1)?.unsigned_abs()),
+                points: row.get::<_, Vec<u8>>(2)?.into(),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Keeps what the phases have come to so far, if this is the live attempt.
+    pub(crate) fn keep(&self, lease: &Lease, points: &Bytes, lease_for: Duration) -> Answer<Held> {
+        let held = self.renew(lease, lease_for)?;
+        if held == Held::Applied {
+            let (id, points) = (lease.id.as_bytes().as_slice(), &points[..]);
+            self.connection.prepare_cached(self.table.keep)?.execute(params![id, points])?;
+        }
+        Ok(held)
+    }
+
+    /// Ends an attempt whose transaction was undone: the key is free, unless phases were kept. Then
+    /// the next attempt goes on from there.
+    pub(crate) fn give_back(&self, lease: &Lease, keep_counters_for: Duration) -> Answer<Held> {
+        match self.points(&lease.id)? {
+            Some(_) => self.renew(lease, Duration::ZERO),
+            None => self.release(lease, keep_counters_for),
+        }
+    }
+
+    /// Touches the table and both of its indexes, so that what is missing is known at open.
+    pub(crate) fn check_tables(
+        connection: &Connection,
+        table: &'static Table,
+    ) -> rusqlite::Result<()> {
+        let Table { find, page, put, live, sweep, left, count, held, points, .. } = table;
+        let Table { keep, abandoned, .. } = table;
+        for statement in [page, put, live, sweep, count, held, points, keep, abandoned] {
+            connection.prepare_cached(statement)?;
+        }
+        connection.prepare_cached(find)?.exists(params![[0_u8; 32].as_slice()])?;
+        connection.prepare_cached(left)?.exists(params![0_i64])?;
+        Ok(())
     }
 
     pub(crate) fn renew(&self, lease: &Lease, lease_for: Duration) -> Answer<Held> {
@@ -169,7 +233,7 @@ impl<'c> Records<'c> {
         let now = self.clock.wall();
         let live = self
             .connection
-            .prepare_cached(LIVE)?
+            .prepare_cached(self.table.live)?
             .query_row(params![id.as_bytes().as_slice(), milliseconds(now)], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
             })
@@ -183,9 +247,12 @@ impl<'c> Records<'c> {
     pub(crate) fn sweep(&self, limit: usize) -> Answer<Swept> {
         let now = milliseconds(self.clock.wall());
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let removed = self.connection.prepare_cached(SWEEP)?.execute(params![now, limit])?;
-        let more =
-            self.connection.prepare_cached(LEFT)?.query_row(params![now], |row| row.get(0))?;
+        let removed =
+            self.connection.prepare_cached(self.table.sweep)?.execute(params![now, limit])?;
+        let more = self
+            .connection
+            .prepare_cached(self.table.left)?
+            .query_row(params![now], |row| row.get(0))?;
         Ok(Swept { removed, more })
     }
 
@@ -198,7 +265,7 @@ impl<'c> Records<'c> {
         let now = self.clock.wall();
         let after = after.map_or(&[][..], |id| id.as_bytes());
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut statement = self.connection.prepare_cached(PAGE)?;
+        let mut statement = self.connection.prepare_cached(self.table.page)?;
         let mut rows = statement.query(params![after, milliseconds(now), limit])?;
         let mut page = Vec::new();
         while let Some(row) = rows.next()? {
@@ -210,7 +277,7 @@ impl<'c> Records<'c> {
     pub(crate) fn count(&self) -> Answer<Counts> {
         let now = milliseconds(self.clock.wall());
         let mut counts = Counts::default();
-        let mut statement = self.connection.prepare_cached(COUNT)?;
+        let mut statement = self.connection.prepare_cached(self.table.count)?;
         let mut rows = statement.query(params![now])?;
         while let Some(row) = rows.next()? {
             let (state, live): (i64, bool) = (row.get(0)?, row.get(1)?);
@@ -260,7 +327,7 @@ impl<'c> Records<'c> {
     }
 
     fn find(&self, id: &OperationId, now: Duration) -> Answer<Option<Record>> {
-        let mut statement = self.connection.prepare_cached(FIND)?;
+        let mut statement = self.connection.prepare_cached(self.table.find)?;
         let mut rows = statement.query(params![id.as_bytes().as_slice()])?;
         let Some(row) = rows.next()? else {
             return Ok(None);
@@ -272,13 +339,13 @@ impl<'c> Records<'c> {
 
     fn finish<T>(&self, step: Step<T>) -> Answer<T> {
         if let Some(record) = step.write {
-            self.put(&record)?;
+            self.put(&record, Payload::of(&record.phase))?;
             self.touched.borrow_mut().push(record.id);
         }
         Ok(step.answer)
     }
 
-    fn put(&self, record: &Record) -> rusqlite::Result<()> {
+    fn put(&self, record: &Record, was: Payload) -> rusqlite::Result<()> {
         let owner = record.owner.map(Owner::to_bytes);
         let (state, lease, payload) = match &record.phase {
             Phase::InFlight { lease_end, retention } => {
@@ -288,7 +355,7 @@ impl<'c> Records<'c> {
             Phase::Released => (RELEASED, None, None),
             Phase::GivenUp => (GIVEN_UP, None, None),
         };
-        self.connection.prepare_cached(PUT)?.execute(params![
+        self.connection.prepare_cached(self.table.put)?.execute(params![
             record.id.as_bytes().as_slice(),
             owner.as_ref().map(<[u8; 16]>::as_slice),
             record.fence.cast_signed(),
@@ -299,8 +366,25 @@ impl<'c> Records<'c> {
             lease.map(|(_, retention)| kept(retention)),
             kept(record.expires),
             payload,
+            matches!(was, Payload::Stays),
         ])?;
         Ok(())
+    }
+}
+
+/// What becomes of the payload that a row has.
+enum Payload {
+    Replaced,
+    /// What phases have kept outlives renewals and attempts, until the operation is finished or free.
+    Stays,
+}
+
+impl Payload {
+    fn of(phase: &Phase) -> Self {
+        match phase {
+            Phase::InFlight { .. } | Phase::GivenUp => Self::Stays,
+            Phase::Finished { .. } | Phase::Released => Self::Replaced,
+        }
     }
 }
 
@@ -315,7 +399,7 @@ fn milliseconds(now: Duration) -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Reads a row of [`FIND`] or [`PAGE`].
+/// Reads a row of a record.
 fn read(row: &Row<'_>) -> Answer<Record> {
     let id = blob(row, 0)?
         .and_then(|bytes| bytes.try_into().ok())

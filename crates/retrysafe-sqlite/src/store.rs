@@ -19,8 +19,9 @@ use crate::{
     builder::Settings,
     open::{self, Connections},
     records::Records,
+    table::{OWN_FILE, Table},
     watch::Watches,
-    worker::{Abandoned, Worker},
+    worker::{Abandoned, On, Worker},
 };
 
 /// How many expired records one turn removes. Claims go in between (ST12).
@@ -52,15 +53,15 @@ const SWEEP_BATCH: usize = 128;
 /// ```
 #[derive(Clone)]
 pub struct SqliteStore {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     // In the order of their end: the writer is the last to close the file.
-    reader: Worker,
-    writer: Worker,
+    pub(crate) reader: Worker,
+    pub(crate) writer: Worker,
     watches: Arc<Watches>,
-    path: Arc<Path>,
+    pub(crate) path: Arc<Path>,
     poll_interval: Duration,
     max_payload: usize,
 }
@@ -93,27 +94,34 @@ impl SqliteStore {
     }
 
     pub(crate) fn from_settings(path: PathBuf, settings: Settings) -> Result<Self, OpenError> {
-        let Connections { writer, reader } = open::open(&path, &settings)?;
+        let connections = open::open(&path, &settings, &OWN_FILE)?;
+        Self::start(path, settings, connections, &OWN_FILE)
+    }
+
+    pub(crate) fn start(
+        path: PathBuf,
+        settings: Settings,
+        Connections { writer, reader }: Connections,
+        table: &'static Table,
+    ) -> Result<Self, OpenError> {
         let thread = |error| OpenError::io(&path, error);
         let watches = Arc::new(Watches::default());
-        let file: Arc<Path> = path.as_path().into();
-        let clock = settings.clock;
+        let (poll_interval, max_payload) = (settings.poll_interval, settings.max_payload);
+        let on = On { table, clock: settings.clock, path: path.as_path().into() };
         Ok(Self {
             shared: Arc::new(Shared {
-                reader: Worker::reader(reader, Arc::clone(&clock), Arc::clone(&file))
-                    .map_err(thread)?,
+                reader: Worker::reader(reader, on.clone()).map_err(thread)?,
                 writer: Worker::writer(
                     writer,
-                    clock,
+                    on.clone(),
                     Arc::clone(&watches),
-                    Arc::clone(&file),
                     settings.busy_timeout,
                 )
                 .map_err(thread)?,
                 watches,
-                path: file,
-                poll_interval: settings.poll_interval,
-                max_payload: settings.max_payload,
+                path: on.path,
+                poll_interval,
+                max_payload,
             }),
         })
     }
@@ -135,7 +143,7 @@ impl SqliteStore {
         Ok(live.and_then(|(attempt, lease_left)| (attempt == seen).then_some(lease_left)))
     }
 
-    fn check_size(&self, payload: &Bytes) -> Result<(), StoreError> {
+    pub(crate) fn check_size(&self, payload: &Bytes) -> Result<(), StoreError> {
         let (is, most) = (payload.len(), self.shared.max_payload);
         if is <= most {
             return Ok(());

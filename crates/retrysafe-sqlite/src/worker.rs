@@ -20,9 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     error::{is_busy, is_full, nothing_changed, store_error},
+    hold::{Ends, Hold},
     identity::Identity,
     open::{BUSY_PAUSE, busy_tries},
     records::{Failure, Records},
+    table::Table,
     watch::Watches,
 };
 
@@ -48,38 +50,64 @@ pub(crate) enum Abandoned {
     Skipped,
 }
 
+/// What a thread works on.
+#[derive(Clone)]
+pub(crate) struct On {
+    pub(crate) table: &'static Table,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) path: Arc<Path>,
+}
+
+impl On {
+    pub(crate) fn records<'c>(&'c self, connection: &'c Connection) -> Records<'c> {
+        Records::new(connection, &*self.clock, self.table)
+    }
+}
+
+/// What a thread is sent.
+enum Sent {
+    /// Something that shares its turn with others.
+    Job(Box<dyn Job>),
+    /// A transaction of somebody's own.
+    Hold(Hold),
+}
+
+fn stopped() -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, "the SQLite store's thread has stopped")
+}
+
 /// A thread with a connection of its own. Dropping it waits until what was sent has been done.
 pub(crate) struct Worker {
-    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    jobs: Option<mpsc::Sender<Sent>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     pub(crate) fn writer(
-        connection: Connection,
-        clock: Arc<dyn Clock>,
+        mut connection: Connection,
+        on: On,
         watches: Arc<Watches>,
-        path: Arc<Path>,
         busy_timeout: Duration,
     ) -> io::Result<Self> {
-        let identity = Identity::of(&path)?;
+        let identity = Identity::of(&on.path)?;
+        let ends = Ends::default();
+        if on.table.with_work {
+            ends.watch(&mut connection, &on.clock);
+        }
         Self::spawn("retrysafe-sqlite-writer", move |jobs| {
             let last = LastTurn::default();
-            Writer { connection, clock, watches, path, identity, busy_timeout, jobs, last }.run();
+            let held = None;
+            Writer { connection, on, watches, identity, busy_timeout, jobs, held, last, ends }
+                .run();
         })
     }
 
-    pub(crate) fn reader(
-        connection: Connection,
-        clock: Arc<dyn Clock>,
-        path: Arc<Path>,
-    ) -> io::Result<Self> {
+    pub(crate) fn reader(connection: Connection, on: On) -> io::Result<Self> {
         Self::spawn("retrysafe-sqlite-reader", move |mut jobs| {
-            while let Some(mut job) = jobs.blocking_recv() {
-                let records = Records::new(&connection, &*clock);
-                match job.run(&records) {
+            while let Some(Sent::Job(mut job)) = jobs.blocking_recv() {
+                match job.run(&on.records(&connection)) {
                     Ok(()) => job.answer(),
-                    Err(error) => job.fail(store_error(&path, &Arc::new(error))),
+                    Err(error) => job.fail(store_error(&on.path, &Arc::new(error))),
                 }
             }
         })
@@ -87,7 +115,7 @@ impl Worker {
 
     fn spawn(
         name: &str,
-        run: impl FnOnce(mpsc::Receiver<Box<dyn Job>>) + Send + 'static,
+        run: impl FnOnce(mpsc::Receiver<Sent>) + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new().name(name.into()).spawn(move || run(waiting))?;
@@ -105,12 +133,18 @@ impl Worker {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(Pending { act, outcome: None, reply, abandoned });
-        let stopped = || {
-            StoreError::new(StoreErrorKind::Unavailable, "the SQLite store's thread has stopped")
-        };
-        let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
-        jobs.send(job).await.map_err(|_| stopped())?;
+        self.send(Sent::Job(job)).await?;
         answer.await.map_err(|_| stopped())?
+    }
+
+    /// Lends the writer: it does nothing else until the hold is over.
+    pub(crate) async fn lend(&self, hold: Hold) -> Result<(), StoreError> {
+        self.send(Sent::Hold(hold)).await
+    }
+
+    async fn send(&self, what: Sent) -> Result<(), StoreError> {
+        let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
+        jobs.send(what).await.map_err(|_| stopped())
     }
 }
 
@@ -167,15 +201,18 @@ where
     }
 }
 
-struct Writer {
-    connection: Connection,
-    clock: Arc<dyn Clock>,
-    watches: Arc<Watches>,
-    path: Arc<Path>,
-    identity: Identity,
+pub(crate) struct Writer {
+    pub(crate) connection: Connection,
+    pub(crate) on: On,
+    pub(crate) watches: Arc<Watches>,
+    pub(crate) identity: Identity,
     busy_timeout: Duration,
-    jobs: mpsc::Receiver<Box<dyn Job>>,
+    jobs: mpsc::Receiver<Sent>,
+    /// Who is next, when the turn is over.
+    held: Option<Hold>,
     last: LastTurn,
+    /// Who ends transactions.
+    pub(crate) ends: Ends,
 }
 
 /// A turn that is over.
@@ -198,26 +235,42 @@ enum Aborted {
 impl Writer {
     fn run(mut self) {
         let mut turn = Vec::with_capacity(TURN);
-        while let Some(job) = self.jobs.blocking_recv() {
-            turn.push(job);
-            self.gather(&mut turn);
-            let (jobs, since) = (turn.len(), self.clock.monotonic());
-            self.take(&mut turn);
-            self.last = LastTurn { jobs, took: self.clock.monotonic().saturating_sub(since) };
+        while let Some(sent) = self.jobs.blocking_recv() {
+            match sent {
+                Sent::Job(job) => {
+                    turn.push(job);
+                    self.gather(&mut turn);
+                    let (jobs, since) = (turn.len(), self.on.clock.monotonic());
+                    self.take(&mut turn);
+                    let took = self.on.clock.monotonic().saturating_sub(since);
+                    self.last = LastTurn { jobs, took };
+                }
+                Sent::Hold(hold) => self.held = Some(hold),
+            }
+            if let Some(hold) = self.held.take() {
+                self.hold(hold);
+            }
         }
     }
 
     /// Takes what is waiting into a turn, and what comes while those whom the last one answered may
     /// be on their way.
     fn gather(&mut self, turn: &mut Vec<Box<dyn Job>>) {
-        let since = self.clock.monotonic();
+        let since = self.on.clock.monotonic();
         let mut looks = 0;
         while turn.len() < TURN {
-            if let Ok(job) = self.jobs.try_recv() {
-                turn.push(job);
-                continue;
+            match self.jobs.try_recv() {
+                Ok(Sent::Job(job)) => {
+                    turn.push(job);
+                    continue;
+                }
+                Ok(Sent::Hold(hold)) => {
+                    self.held = Some(hold);
+                    return;
+                }
+                Err(_) => {}
             }
-            let waited = self.clock.monotonic().saturating_sub(since);
+            let waited = self.on.clock.monotonic().saturating_sub(since);
             looks += 1;
             if turn.len() >= self.last.jobs || waited >= self.last.took / PART || looks > LOOKS {
                 return;
@@ -238,7 +291,7 @@ impl Writer {
             }
             Err(Aborted::Undone(error) | Aborted::Unknown(error)) => {
                 let error = Arc::new(error);
-                turn.drain(..).for_each(|job| job.fail(store_error(&self.path, &error)));
+                turn.drain(..).for_each(|job| job.fail(store_error(&self.on.path, &error)));
             }
             Err(Aborted::NotBegun(error)) => {
                 let (kind, context) = (error.kind(), error.to_string());
@@ -248,11 +301,11 @@ impl Writer {
     }
 
     fn commit(&self, turn: &mut [Box<dyn Job>]) -> Result<(), Aborted> {
-        let not_begun = |error| Aborted::NotBegun(nothing_changed(&self.path, &Arc::new(error)));
+        let not_begun = |error| Aborted::NotBegun(nothing_changed(&self.on.path, &Arc::new(error)));
         // Waits for other processes here, where nothing has been read yet; every record is read
         // inside the transaction, so nobody acts on what another process has changed since.
         self.begin().map_err(not_begun)?;
-        let records = Records::new(&self.connection, &*self.clock);
+        let records = self.on.records(&self.connection);
         let ran = self.identity.check().map_err(Aborted::NotBegun);
         let ran = ran.and_then(|()| {
             records.check_version().map_err(|failure| match failure {
@@ -279,9 +332,17 @@ impl Writer {
     }
 
     fn begin(&self) -> rusqlite::Result<()> {
+        self.patiently(|| self.execute("BEGIN IMMEDIATE"))
+    }
+
+    /// Waits for other processes that write.
+    pub(crate) fn patiently<T>(
+        &self,
+        begin: impl Fn() -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         let mut tries = busy_tries(self.busy_timeout);
         loop {
-            match self.execute("BEGIN IMMEDIATE") {
+            match begin() {
                 Err(error) if is_busy(&error) && tries > 0 => {
                     tries -= 1;
                     thread::sleep(BUSY_PAUSE);
@@ -291,7 +352,7 @@ impl Writer {
         }
     }
 
-    fn execute(&self, statement: &str) -> rusqlite::Result<()> {
+    pub(crate) fn execute(&self, statement: &str) -> rusqlite::Result<()> {
         self.connection.prepare_cached(statement)?.execute([]).map(drop)
     }
 }

@@ -4,12 +4,15 @@
 mod core;
 mod end;
 mod flights;
+mod points;
 mod transaction;
 
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
-use retrysafe_core::{Acquired, Claim, Fingerprint, Found, Held, Lease, Store, StoreError};
+use retrysafe_core::{
+    Abandoned, Acquired, Claim, Fingerprint, Found, Held, Lease, OperationId, Store, StoreError,
+};
 use sqlx::{Database, SqlStr, Transaction, pool::PoolConnection};
 use tokio::time::Instant;
 
@@ -109,6 +112,39 @@ pub(crate) trait Side: Send + Sync + 'static {
 
     /// What it means that a commit failed; `None` if nobody can tell.
     fn not_committed(&self, error: sqlx::Error) -> Option<StoreError>;
+
+    /// Opens another transaction for an attempt whose claim is committed, which makes sure that it is
+    /// the live one and extends its lease; `None` if it is not.
+    fn reopen(
+        &self,
+        lease: &Lease,
+        lease_for: Duration,
+        until: Instant,
+    ) -> impl Future<Output = Result<Option<Transaction<'static, Self::Database>>, StoreError>> + Send;
+
+    /// Writes what phases have come to, if that is new; `false` if the transaction is not the one
+    /// that claimed or was reopened.
+    fn keep(
+        &self,
+        transaction: &mut Transaction<'static, Self::Database>,
+        lease: &Lease,
+        lease_for: Duration,
+        points: Option<&Bytes>,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// What phases have come to before.
+    fn kept(
+        &self,
+        transaction: &mut Transaction<'static, Self::Database>,
+        lease: &Lease,
+    ) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
+
+    /// Operations of which phases have kept something, and that nobody works on.
+    fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Abandoned>, StoreError>> + Send;
 
     /// What became of an attempt whose transaction is gone: `Applied` only if that is durable, and
     /// nothing if there is no outcome to be seen.
@@ -222,6 +258,16 @@ macro_rules! store_of_core {
                 lease: &retrysafe_core::Lease,
             ) -> Option<std::sync::Arc<dyn retrysafe_core::Unit>> {
                 self.core.unit(lease)
+            }
+        }
+
+        impl retrysafe_core::FindAbandoned for $store {
+            async fn abandoned(
+                &self,
+                after: Option<&retrysafe_core::OperationId>,
+                limit: usize,
+            ) -> Result<Vec<retrysafe_core::Abandoned>, retrysafe_core::StoreError> {
+                self.core.side.abandoned(after, limit).await
             }
         }
     };

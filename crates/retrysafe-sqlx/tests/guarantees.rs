@@ -9,7 +9,8 @@ fn every_guarantee_names_a_test_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let page = fs::read_to_string(root.join("docs/guarantees.md")).unwrap();
     let mut sources = String::new();
-    for part in ["crates/retrysafe/tests", "crates/retrysafe-sqlx"] {
+    for part in ["crates/retrysafe/tests", "crates/retrysafe-sqlite/tests", "crates/retrysafe-sqlx"]
+    {
         read(&root.join(part), &mut sources);
     }
     // What stands between backquotes and looks like a sentence is the name of a test.

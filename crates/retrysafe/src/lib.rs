@@ -80,6 +80,7 @@
 mod answers;
 mod batch;
 mod body;
+mod completer;
 mod door;
 mod engine;
 mod execution;
@@ -89,6 +90,7 @@ mod keeper;
 mod layer;
 mod observe;
 mod once;
+mod phases;
 mod run;
 mod scope;
 mod service;
@@ -101,10 +103,12 @@ pub use retrysafe_core::*;
 pub use self::{
     batch::{Batch, BatchItem, BatchProgress, BatchReport},
     body::{BoxError, RequestBody, ResponseBody},
+    completer::{Completed, Completer, KeptCall},
     engine::{Engine, EngineBuilder},
     future::ResponseFuture,
     layer::{IdempotencyLayer, IdempotencyLayerBuilder},
     once::{Done, Once, OnceBuilder, OnceContext, OnceError, OnceRun, Unnamed},
+    phases::{PhaseError, Phases},
     run::StreamedResponse,
     scope::ScopeFrom,
     service::IdempotencyService,

@@ -1,7 +1,7 @@
 //! Idempotency for any async function (PROTOCOL 8): through the same engine as an HTTP request, with
 //! the operation's name in the place of method and path.
 
-mod asked;
+pub(crate) mod asked;
 mod context;
 mod error;
 mod rules;

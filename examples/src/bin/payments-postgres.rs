@@ -6,7 +6,8 @@
 //! payments-postgres serve         the ledger
 //!
 //! POST /transfers   {"from":"alice","to":"bob","amount":1250}      moves money
-//! POST /deposits    {"account":"alice","amount":1250,"card":"..."}  charges a card, and credits it
+//! POST /deposits    {"account":"alice","amount":1250,"card":"..."}  charges a card, and credits it, in
+//!                                                                  phases
 //! GET  /accounts    every balance
 //! ```
 
@@ -21,6 +22,7 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -29,7 +31,8 @@ use axum::{
 use clap::{Parser, Subcommand};
 use reqwest::Client;
 use retrysafe_axum::{
-    CurrentAttempt, IdempotencyLayer, IdempotentRouter as _, Key, MemoryStore, Scope, Transaction,
+    IdempotencyLayer, IdempotentRouter as _, Key, MemoryStore, PhaseError, Phases, Problem,
+    ProblemStyle, Scope, Transaction,
 };
 use retrysafe_sqlx::{PostgresTransaction, TransactionalPostgres, is_conflict};
 use serde::{Deserialize, Serialize};
@@ -105,6 +108,8 @@ async fn serve(listen: SocketAddr, database: &str, processor: String) -> Result<
     let idempotency = IdempotencyLayer::builder(store, Scope::shared())
         .namespace("payments")
         .require_key()
+        // A deposit whose process dies between two phases holds its key for so long.
+        .lease(Duration::from_secs(3))
         .build()
         .map_err(|error| error.to_string())?;
 
@@ -179,38 +184,52 @@ struct NewDeposit {
     card: String,
 }
 
-/// The card is charged elsewhere, which no transaction here can undo. So the processor gets the same
-/// key in every try: a try that died after the charge is followed by one that is told of it.
+/// The card is charged elsewhere, which no transaction here can undo, and no transaction should stay
+/// open for. So this is in phases: each is done once and kept, and a try that dies is followed by one
+/// that goes on after the last. The processor gets the same key in every try.
 async fn deposit(
     State(bank): State<Bank>,
-    attempt: CurrentAttempt,
-    Transaction(mut transaction): Transaction<PostgresTransaction>,
+    Transaction(mut phases): Transaction<Phases<PostgresTransaction>>,
     Json(new): Json<NewDeposit>,
 ) -> Result<impl IntoResponse, Refused> {
     // What can be refused without a charge is refused before it.
-    let known = "SELECT FROM account WHERE name = $1";
-    let known = sqlx::query(known).bind(&new.account).fetch_optional(&mut *transaction).await?;
-    known.ok_or(Refused::NoSuchAccount)?;
-
+    let account = new.account.clone();
+    let is_known = phases.step("look", |mut transaction| async move {
+        let known = "SELECT FROM account WHERE name = $1";
+        let known = sqlx::query(known).bind(account).fetch_optional(&mut *transaction).await?;
+        Ok::<bool, Refused>(known.is_some())
+    });
+    if !is_known.await? {
+        return Err(Refused::NoSuchAccount);
+    }
     let charge = Charge { card: new.card, amount: new.amount };
-    let answer = bank
-        .client
-        .post(format!("{}/charges", bank.processor))
-        .header("idempotency-key", attempt.derive_key("charge"))
-        .json(&charge)
-        .timeout(Duration::from_secs(10))
-        .send()
-        .await
-        .map_err(|_| Refused::ProcessorFailed)?;
-    let charged: Charged = match answer.status() {
-        StatusCode::CREATED => answer.json().await.map_err(|_| Refused::ProcessorFailed)?,
-        StatusCode::PAYMENT_REQUIRED => return Err(Refused::CardDeclined),
-        _ => return Err(Refused::ProcessorFailed),
-    };
+    let charged: Charged = phases.phase("charge", |key| bank.charge(key, charge)).await?;
 
-    let reference = charged.charge_id;
+    // This commits with the answer.
+    let transaction = phases.transaction().await.map_err(PhaseError::or_failed::<Refused>);
+    let (mut transaction, reference) = (transaction?, charged.charge_id);
     post_entry(&mut transaction, &new.account, i64::from(new.amount), &reference).await?;
     Ok((StatusCode::CREATED, Json(Posted { reference })))
+}
+
+impl Bank {
+    /// Charges a card, once for each key.
+    async fn charge(&self, key: String, charge: Charge) -> Result<Charged, Refused> {
+        let answer = self
+            .client
+            .post(format!("{}/charges", self.processor))
+            .header("idempotency-key", key)
+            .json(&charge)
+            .timeout(Duration::from_secs(10))
+            .send()
+            .await
+            .map_err(|_| Refused::ProcessorFailed)?;
+        match answer.status() {
+            StatusCode::CREATED => answer.json().await.map_err(|_| Refused::ProcessorFailed),
+            StatusCode::PAYMENT_REQUIRED => Err(Refused::CardDeclined),
+            _ => Err(Refused::ProcessorFailed),
+        }
+    }
 }
 
 async fn post_entry(
@@ -247,7 +266,18 @@ enum Refused {
     NotEnough,
     CardDeclined,
     ProcessorFailed,
+    /// The next try goes on with it.
+    Unfinished(Box<Problem>),
     Database(sqlx::Error),
+}
+
+impl From<PhaseError<Refused>> for Refused {
+    fn from(error: PhaseError<Refused>) -> Self {
+        match error {
+            PhaseError::Failed(refused) => refused,
+            other => Self::Unfinished(Box::new(other.to_problem())),
+        }
+    }
 }
 
 impl From<sqlx::Error> for Refused {
@@ -263,6 +293,9 @@ impl IntoResponse for Refused {
             Self::NotEnough => (StatusCode::UNPROCESSABLE_ENTITY, "not enough money"),
             Self::CardDeclined => (StatusCode::PAYMENT_REQUIRED, "the card was declined"),
             Self::ProcessorFailed => (StatusCode::BAD_GATEWAY, "the processor did not answer"),
+            Self::Unfinished(problem) => {
+                return ProblemStyle::default().render(&problem).map(Body::from);
+            }
             Self::Database(error) if is_conflict(&error) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "somebody was faster; try again")
             }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Counts, Fingerprint, Lease, OperationId, Owner, StoreError, StoreErrorKind,
+    Abandoned, Counts, Fingerprint, Lease, OperationId, Owner, StoreError, StoreErrorKind,
     lifecycle::{Phase, Record, attempt_of},
 };
 use sqlx::{
@@ -48,6 +48,9 @@ pub(super) struct Records {
     give_up: SqlStr,
     complete: SqlStr,
     complete_in: SqlStr,
+    keep_in: SqlStr,
+    kept: SqlStr,
+    abandoned: SqlStr,
     release: SqlStr,
     live: SqlStr,
     expired: SqlStr,
@@ -95,12 +98,14 @@ impl Records {
                     {now} + INTERVAL ? MICROSECOND, ?, 1, ?)",
             ),
             find: statement("SELECT {columns} FROM {table} WHERE id = ?"),
+            // What the phases of an unfinished operation have kept is its payload, and stays.
             // ST6: neither live meanwhile nor, if it was not, expired. A renewal changes neither state
             // nor owner nor fence, so the lease is judged again.
             replace: statement(
                 "UPDATE {table} SET owner = ?, fence = ?, previous_vanished = ?, state = ?,
                     fingerprint = ?, lease_until = {now} + INTERVAL ? MICROSECOND, retention = ?,
-                    expires_at = {now} + INTERVAL ? MICROSECOND, payload = ?
+                    expires_at = {now} + INTERVAL ? MICROSECOND,
+                    payload = COALESCE(?, IF(?, payload, NULL))
                 WHERE {as shown} AND (lease_until IS NULL OR lease_until <= {now})
                     AND (expires_at <= {now}) = ?",
             ),
@@ -128,6 +133,19 @@ impl Records {
                     expires_at = {now} + INTERVAL ? MICROSECOND
                 WHERE id = ? AND owner = ? AND layout = 1 AND state = 0",
             ),
+            keep_in: statement(
+                "UPDATE {table} SET lease_until = {now} + INTERVAL ? MICROSECOND,
+                    expires_at = {now} + INTERVAL GREATEST(retention, ?) MICROSECOND,
+                    payload = COALESCE(?, payload)
+                WHERE id = ? AND owner = ? AND layout = 1 AND state = 0",
+            ),
+            abandoned: statement(
+                "SELECT id, fence, payload FROM {table}
+                WHERE id > ? AND expires_at > {now} AND layout = 1 AND payload IS NOT NULL
+                    AND (state = 3 OR state = 0 AND lease_until <= {now})
+                ORDER BY id LIMIT ?",
+            ),
+            kept: statement("SELECT payload FROM {table} WHERE id = ? AND owner = ? AND state = 0"),
             release: statement(
                 "UPDATE {table} SET state = 2, lease_until = NULL, retention = NULL,
                     expires_at = {now} + INTERVAL ? MICROSECOND
@@ -173,6 +191,9 @@ impl Records {
             &self.give_up,
             &self.complete,
             &self.complete_in,
+            &self.keep_in,
+            &self.kept,
+            &self.abandoned,
             &self.release,
             &self.live,
             &self.expired,
@@ -202,6 +223,7 @@ impl Records {
         let fingerprint = record.fingerprint.encode();
         let matched = call.write(|| {
             let replace = bind_columns(query(self.replace.clone()), record, &fingerprint);
+            let replace = replace.bind(shown.keeps_points(record));
             shown.bind(replace).bind(shown.is_expired)
         });
         Ok(matched.await? > 0)
@@ -263,6 +285,7 @@ impl Records {
     ) -> sqlx::Result<bool> {
         let fingerprint = record.fingerprint.encode();
         let replace = bind_columns(query(self.replace.clone()), record, &fingerprint);
+        let replace = replace.bind(shown.keeps_points(record));
         let replace = shown.bind(replace).bind(shown.is_expired);
         Ok(replace.execute(transaction).await?.rows_affected() > 0)
     }
@@ -283,6 +306,50 @@ impl Records {
             .bind(lease.id.as_bytes().to_vec())
             .bind(lease.owner.to_bytes().to_vec());
         Ok(complete.execute(transaction).await?.rows_affected() > 0)
+    }
+
+    /// Renews in a transaction that begins with it; `false` if this is not the live attempt.
+    pub(super) async fn renew_in(
+        &self,
+        transaction: &mut MySqlConnection,
+        lease: &Lease,
+        lease_for: Duration,
+    ) -> sqlx::Result<bool> {
+        let (id, owner) = (lease.id.as_bytes().to_vec(), lease.owner.to_bytes().to_vec());
+        let lease = microseconds(lease_for);
+        let renew = query(self.renew.clone()).bind(lease).bind(lease).bind(id).bind(owner);
+        Ok(renew.execute(transaction).await?.rows_affected() > 0)
+    }
+
+    /// Writes what phases have come to, in a transaction that holds the row.
+    pub(super) async fn keep_in(
+        &self,
+        transaction: &mut MySqlConnection,
+        lease: &Lease,
+        lease_for: Duration,
+        points: Option<&Bytes>,
+    ) -> sqlx::Result<bool> {
+        let (id, owner) = (lease.id.as_bytes().to_vec(), lease.owner.to_bytes().to_vec());
+        let lease = microseconds(lease_for);
+        let keep = query(self.keep_in.clone())
+            .bind(lease)
+            .bind(lease)
+            .bind(points.map(|points| points.to_vec()))
+            .bind(id)
+            .bind(owner);
+        Ok(keep.execute(transaction).await?.rows_affected() > 0)
+    }
+
+    /// What phases have come to before.
+    pub(super) async fn kept(
+        &self,
+        transaction: &mut MySqlConnection,
+        lease: &Lease,
+    ) -> sqlx::Result<Option<Bytes>> {
+        let (id, owner) = (lease.id.as_bytes().to_vec(), lease.owner.to_bytes().to_vec());
+        let kept = query(self.kept.clone()).bind(id).bind(owner);
+        let Some(row) = kept.fetch_optional(transaction).await? else { return Ok(None) };
+        Ok(row.try_get::<Option<Vec<u8>>, _>(0)?.map(Bytes::from))
     }
 
     /// Whether another transaction is at the row, seen or not.
@@ -339,6 +406,23 @@ impl Records {
         let after = after.map_or(&[][..], |id| id.as_bytes());
         let rows = call.read(|| query(self.page.clone()).bind(after).bind(limit(most))).await?;
         rows.iter().map(|row| self.record(row)).collect()
+    }
+
+    pub(super) async fn abandoned(
+        &self,
+        call: &Call<'_>,
+        after: Option<&OperationId>,
+        most: usize,
+    ) -> Answer<Vec<Abandoned>> {
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let abandoned = || query(self.abandoned.clone()).bind(after).bind(limit(most));
+        let read = |row: &MySqlRow| {
+            let id = self.id(row)?;
+            let attempt = attempt_of(self.column::<u64>(row, 1, &id, "fence")?);
+            let points = self.column::<Vec<u8>>(row, 2, &id, "payload")?.into();
+            Ok(Abandoned { id, attempt, points })
+        };
+        call.read(abandoned).await?.iter().map(read).collect()
     }
 
     pub(super) async fn count(&self, call: &Call<'_>) -> Answer<Counts> {
@@ -459,6 +543,12 @@ impl From<&Record> for Shown {
 }
 
 impl Shown {
+    /// Whether what phases have kept outlives the change to this record.
+    fn keeps_points(&self, record: &Record) -> bool {
+        let unfinished = matches!(self.state, IN_FLIGHT | GIVEN_UP) && !self.is_expired;
+        unfinished && matches!(record.phase, Phase::InFlight { .. })
+    }
+
     /// What [`AS_SHOWN`] asks for.
     fn bind<'q>(&self, change: Sent<'q>) -> Sent<'q> {
         let owner = self.owner.map(Owner::to_bytes);

@@ -82,12 +82,14 @@ pub(crate) struct Statements {
     pub(crate) resolve: SqlStr,
 }
 
-/// A claim of a record that stands and can be claimed: `$5` owner, `$6` fingerprint, `$7` lease, `$8`
+/// A claim of a record that stands and can be claimed. What the phases of an unfinished operation have
+/// kept is its payload, and stays: `$5` owner, `$6` fingerprint, `$7` lease, `$8`
 /// retention.
 const CLAIM_AGAIN: &str = "owner = $5, fence = r.fence + 1, state = 0,
     previous_vanished = r.previous_vanished OR r.state <> 2, fingerprint = $6,
     lease_until = clock.now + $7, retention = $8,
-    expires_at = clock.now + greatest($7, $8), payload = NULL";
+    expires_at = clock.now + greatest($7, $8),
+    payload = CASE WHEN r.state IN (0, 3) THEN r.payload END";
 
 /// Gives the session's `lock_timeout` back, which the transaction has noted before it set its own.
 const UNBOUND: &str =
@@ -139,6 +141,26 @@ pub(crate) fn claim(table: &str) -> String {
         "{} SELECT answered.*, granted.lock_timeout FROM ({answered}) answered
         LEFT JOIN LATERAL (SELECT {UNBOUND} WHERE answered.done) granted ON true",
         claimed(table)
+    )
+}
+
+/// A renewal, as the first statement of a transaction that goes on: `$1` id, `$2` owner, `$3` lease. No
+/// row: this is not the live attempt. See [`UNBOUND`].
+pub(crate) fn reopen(table: &str) -> String {
+    format!(
+        "WITH {CLOCK} UPDATE {table} r SET lease_until = clock.now + $3,
+            expires_at = clock.now + greatest(r.retention, $3)
+        FROM clock WHERE {HELD} RETURNING {UNBOUND}"
+    )
+}
+
+/// Operations of which phases have kept something, and that nobody works on: `$1` id, `$2` limit.
+pub(crate) fn abandoned(table: &str) -> String {
+    format!(
+        "WITH {CLOCK} SELECT r.id, r.fence, r.payload FROM {table} r, clock
+        WHERE r.id > $1 AND r.expires_at > clock.now AND r.layout = 1 AND r.payload IS NOT NULL
+            AND (r.state = 3 OR r.state = 0 AND r.lease_until <= clock.now)
+        ORDER BY r.id LIMIT $2"
     )
 }
 

@@ -168,10 +168,14 @@ impl<S: Side> Core<S> {
         lease: &Lease,
         lease_for: Duration,
     ) -> Result<Held, StoreError> {
-        match lease_for.is_zero() {
-            true => self.undo(lease).await,
-            false if self.flights.slot(lease).is_some() => Ok(Held::Applied),
-            false => Ok(Held::Lost(Found::Free)),
+        if lease_for.is_zero() {
+            return self.undo(lease).await;
+        }
+        match self.flights.slot(lease) {
+            // Between two parts it is a lease like any other.
+            Some(slot) if slot.is_between() => self.side.records().renew(lease, lease_for).await,
+            Some(_) => Ok(Held::Applied),
+            None => Ok(Held::Lost(Found::Free)),
         }
     }
 
@@ -187,8 +191,10 @@ impl<S: Side> Core<S> {
         self.side.records().sweep(limit).await
     }
 
-    pub(crate) fn unit(&self, lease: &Lease) -> Option<Arc<dyn Unit>> {
-        self.flights.slot(lease).map(|slot| slot as Arc<dyn Unit>)
+    pub(crate) fn unit(self: &Arc<Self>, lease: &Lease) -> Option<Arc<dyn Unit>> {
+        let slot = self.flights.slot(lease)?;
+        slot.know(self.clone(), lease, self.flights.lease_for(lease)?);
+        Some(slot)
     }
 
     pub(super) fn late(&self) -> StoreError {

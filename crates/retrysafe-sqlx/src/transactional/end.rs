@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use retrysafe_core::{Begin, Claim, Held, Lease, Store as _, StoreError, StoreErrorKind};
+use retrysafe_core::{Begin, Claim, Found, Held, Lease, Store as _, StoreError, StoreErrorKind};
 use sqlx::Transaction;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -22,14 +22,28 @@ impl<S: Side> Core<S> {
         let Some(attempt) = self.flights.end(lease) else {
             return self.look_up(lease, outcome, until).await;
         };
-        let Taken::Whole(mut transaction) = attempt.slot.take() else {
-            return Err(self.escaped("kept its transaction"));
+        let (undone, committed) = (attempt.slot.is_undone(), attempt.slot.is_committed());
+        let mut transaction = match attempt.slot.take() {
+            // Of an attempt that has committed parts, these stay.
+            Taken::Whole(transaction) if undone && committed => {
+                let _ = timeout_at(until, transaction.rollback()).await;
+                return self.finish(lease, outcome, until).await;
+            }
+            Taken::Whole(transaction) if undone => {
+                self.roll_back(transaction, &attempt.claim, lease, until).await?;
+                return self.keep_without_work(&attempt.claim, lease, outcome, until).await;
+            }
+            Taken::Whole(transaction) => transaction,
+            Taken::Between => return self.finish(lease, outcome, until).await,
+            Taken::Spoiled if undone && !committed => {
+                return self.keep_without_work(&attempt.claim, lease, outcome, until).await;
+            }
+            Taken::Spoiled => {
+                let context = format!("{}: the work was undone", self.side.place());
+                return Err(StoreError::new(StoreErrorKind::Unavailable, context));
+            }
+            Taken::Kept => return Err(self.escaped("kept its transaction")),
         };
-        if attempt.slot.is_undone() {
-            return self
-                .keep_without_work(transaction, &attempt.claim, lease, outcome, until)
-                .await;
-        }
         failpoint::reached("before the outcome");
         match self.within(until, self.side.write(&mut transaction, lease, outcome)).await {
             Ok(true) => self.commit(transaction, lease, outcome, until).await,
@@ -51,10 +65,40 @@ impl<S: Side> Core<S> {
         let until = Instant::now() + self.settings.timeout;
         // A claim that was never answered holds nothing: its transaction went with it.
         let Some(attempt) = self.flights.end(lease) else { return Ok(Held::Applied) };
-        // One that is kept is rolled back when it is let go.
-        let Taken::Whole(transaction) = attempt.slot.take() else { return Ok(Held::Applied) };
-        self.roll_back(transaction, &attempt.claim, lease, until).await?;
-        Ok(Held::Applied)
+        let committed = attempt.slot.is_committed();
+        match attempt.slot.take() {
+            Taken::Whole(transaction) if committed => {
+                let _ = timeout_at(until, transaction.rollback()).await;
+            }
+            Taken::Whole(transaction) => {
+                self.roll_back(transaction, &attempt.claim, lease, until).await?;
+            }
+            // One that is kept is rolled back when it is let go.
+            Taken::Between | Taken::Spoiled | Taken::Kept => {}
+        }
+        if !committed {
+            return Ok(Held::Applied);
+        }
+        // What was committed stays, and somebody has to go on with it: the key is not free.
+        let records = self.side.records();
+        match self.within(until, records.renew(lease, Duration::ZERO)).await? {
+            // It was not committed after all.
+            Held::Lost(Found::Free) => Ok(Held::Applied),
+            held => Ok(held),
+        }
+    }
+
+    /// Writes the outcome of an attempt whose work is committed already.
+    async fn finish(
+        &self,
+        lease: &Lease,
+        outcome: &Outcome<'_>,
+        until: Instant,
+    ) -> Result<Held, StoreError> {
+        let Outcome { fingerprint, payload, retention } = outcome;
+        let records = self.side.records();
+        let finished = records.complete(lease, fingerprint, payload.clone(), *retention);
+        self.within(until, finished).await
     }
 
     /// The handler refused: what it did is rolled back, and the refusal is kept by a transaction of
@@ -62,13 +106,11 @@ impl<S: Side> Core<S> {
     /// its outcome is the one.
     async fn keep_without_work(
         &self,
-        transaction: Transaction<'static, S::Database>,
         claim: &Claim,
         lease: &Lease,
         outcome: &Outcome<'_>,
         until: Instant,
     ) -> Result<Held, StoreError> {
-        self.roll_back(transaction, claim, lease, until).await?;
         failpoint::reached("between rollback and refusal");
         let (seen, locked) = match self.side.look(claim, until).await? {
             Looked::Found(found) => return Ok(Held::Lost(found)),
@@ -165,7 +207,7 @@ impl<S: Side> Core<S> {
         }
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         until: Instant,
         call: impl Future<Output = Result<T, StoreError>>,

@@ -91,6 +91,11 @@ impl<DB: Database> Flights<DB> {
         flight.granted.as_ref().map(|(_, slot)| slot.clone())
     }
 
+    /// How long its lease is.
+    pub(crate) fn lease_for(&self, lease: &Lease) -> Option<Duration> {
+        self.lock().get(&lease.id).map(|flight| flight.claim.lease)
+    }
+
     /// An attempt, to be ended. Its duplicates go on when the value is dropped.
     pub(crate) fn end(&self, lease: &Lease) -> Option<Granted<DB>> {
         let slot = self.slot(lease)?;

@@ -4,13 +4,18 @@ use std::{
     fmt, mem,
     ops::{Deref, DerefMut},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use retrysafe_core::{Attempt, FromAttempt, NotLent, Unit};
+use retrysafe_core::{
+    Attempt, FromAttempt, Lease, NotLent, Points, StoreError, StoreErrorKind, Unit,
+};
 use sqlx::{Database, Transaction};
+
+use super::points::Parts;
 
 /// The transaction in which an operation is claimed, its work is done and its outcome is written.
 ///
@@ -76,31 +81,80 @@ impl<DB: Database> fmt::Debug for SharedTransaction<DB> {
 pub(crate) struct Slot<DB: Database> {
     state: Mutex<State<DB>>,
     undo: AtomicBool,
+    /// Whether a part of the work may have been committed, and the claim with it.
+    committed: AtomicBool,
+    /// Whether a part is being done that has a name.
+    named: AtomicBool,
+    /// Whether something may have been written in no such part.
+    loose: AtomicBool,
+    parts: OnceLock<Known<DB>>,
+}
+
+/// What a slot has to know for more transactions than one.
+struct Known<DB: Database> {
+    core: Arc<dyn Parts<DB>>,
+    lease: Lease,
+    lease_for: Duration,
 }
 
 enum State<DB: Database> {
     Here(Transaction<'static, DB>),
     Lent,
+    /// Everything so far is committed.
+    Between,
+    /// What was not committed is undone, the claim too.
+    Spoiled,
     Over,
 }
 
 /// A transaction at the end of its attempt.
 pub(crate) enum Taken<DB: Database> {
     Whole(Transaction<'static, DB>),
+    /// There is none: the last part is committed.
+    Between,
+    /// There is none: it was undone.
+    Spoiled,
     /// Somebody kept it. It is rolled back when they let go of it.
     Kept,
 }
 
+/// A transaction in the middle of its attempt.
+pub(super) enum Given<DB: Database> {
+    Open(Transaction<'static, DB>),
+    Between,
+    Lent,
+    Over,
+}
+
 impl<DB: Database> Slot<DB> {
     pub(crate) fn new(transaction: Transaction<'static, DB>) -> Arc<Self> {
-        let state = Mutex::new(State::Here(transaction));
-        Arc::new(Self { state, undo: AtomicBool::new(false) })
+        Arc::new(Self {
+            state: Mutex::new(State::Here(transaction)),
+            undo: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
+            named: AtomicBool::new(false),
+            loose: AtomicBool::new(false),
+            parts: OnceLock::new(),
+        })
+    }
+
+    /// Lets it have more transactions than the first.
+    pub(crate) fn know(&self, core: Arc<dyn Parts<DB>>, lease: &Lease, lease_for: Duration) {
+        self.parts.get_or_init(|| Known { core, lease: lease.clone(), lease_for });
+    }
+
+    pub(super) fn parts(&self) -> Result<(&dyn Parts<DB>, &Lease, Duration), StoreError> {
+        let problem = || StoreError::new(StoreErrorKind::Misconfigured, "it was never lent");
+        let known = self.parts.get().ok_or_else(problem)?;
+        Ok((&*known.core, &known.lease, known.lease_for))
     }
 
     /// For good: nobody is lent it any more.
     pub(crate) fn take(&self) -> Taken<DB> {
         match mem::replace(&mut *self.state(), State::Over) {
             State::Here(transaction) => Taken::Whole(transaction),
+            State::Between => Taken::Between,
+            State::Spoiled => Taken::Spoiled,
             State::Lent | State::Over => Taken::Kept,
         }
     }
@@ -110,15 +164,94 @@ impl<DB: Database> Slot<DB> {
         self.undo.load(Ordering::Acquire)
     }
 
-    fn lend(&self) -> Result<Transaction<'static, DB>, NotLent> {
+    /// Whether something of the attempt may have been committed.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_between(&self) -> bool {
+        matches!(*self.state(), State::Between)
+    }
+
+    pub(super) fn is_loose(&self) -> bool {
+        self.loose.load(Ordering::Acquire)
+    }
+
+    /// What is lent next belongs to a part that has a name.
+    pub(super) fn named(&self) {
+        self.named.store(true, Ordering::Release);
+    }
+
+    /// The transaction is out, to be committed: nothing is open any more.
+    pub(super) fn committing(&self) {
+        self.committed.store(true, Ordering::Release);
+        self.named.store(false, Ordering::Release);
+        let mut state = self.state();
+        if let State::Lent = *state {
+            *state = State::Between;
+        }
+    }
+
+    /// Nothing of it can be committed any more.
+    pub(super) fn spoil(&self) {
+        *self.state() = State::Spoiled;
+    }
+
+    /// Takes it out.
+    pub(super) fn give(&self) -> Given<DB> {
         let mut state = self.state();
         match mem::replace(&mut *state, State::Lent) {
-            State::Here(transaction) => Ok(transaction),
-            State::Lent => Err(NotLent::InUse),
-            State::Over => {
-                *state = State::Over;
-                Err(NotLent::Over)
+            State::Here(transaction) => Given::Open(transaction),
+            State::Between => {
+                *state = State::Between;
+                Given::Between
             }
+            State::Lent => Given::Lent,
+            over @ (State::Spoiled | State::Over) => {
+                *state = over;
+                Given::Over
+            }
+        }
+    }
+
+    /// Puts it back, or a new one.
+    pub(super) fn put(&self, transaction: Transaction<'static, DB>) {
+        let mut state = self.state();
+        if let State::Lent | State::Between = *state {
+            *state = State::Here(transaction);
+            return;
+        }
+        drop(state);
+        drop(transaction);
+    }
+
+    /// Undoes what is not committed.
+    pub(super) fn let_go(&self) {
+        let mut state = self.state();
+        let after = match self.is_committed() {
+            true => State::Between,
+            false => State::Spoiled,
+        };
+        self.named.store(false, Ordering::Release);
+        let undone = match &*state {
+            State::Here(_) | State::Lent => mem::replace(&mut *state, after),
+            State::Between | State::Spoiled | State::Over => return,
+        };
+        drop(state);
+        // This rolls it back.
+        drop(undone);
+    }
+
+    fn lend(&self) -> Result<Transaction<'static, DB>, NotLent> {
+        match self.give() {
+            Given::Open(transaction) => {
+                let loose = !self.named.load(Ordering::Acquire);
+                self.loose.fetch_or(loose, Ordering::AcqRel);
+                Ok(transaction)
+            }
+            Given::Between => Err(NotLent::Between),
+            Given::Lent => Err(NotLent::InUse),
+            Given::Over => Err(NotLent::Over),
         }
     }
 
@@ -142,5 +275,9 @@ impl<DB: Database> Slot<DB> {
 impl<DB: Database> Unit for Slot<DB> {
     fn undo(&self) {
         self.undo.store(true, Ordering::Release);
+    }
+
+    fn points(self: Arc<Self>) -> Option<Arc<dyn Points>> {
+        Some(self)
     }
 }

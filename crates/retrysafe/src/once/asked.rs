@@ -78,8 +78,9 @@ impl<S: Store> Guard<S> {
     }
 }
 
-/// A path that stands for a name, which may be any text of any length.
-fn target(operation: &str) -> Uri {
+/// A path that stands for a name: which operation it is, for whoever keeps a call. The name
+/// may be any text of any length.
+pub(crate) fn target(operation: &str) -> Uri {
     let digest = Sha256::digest(operation.as_bytes());
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("/{hex}").parse().unwrap_or_else(|_| unreachable!("a slash and hex digits are a path"))

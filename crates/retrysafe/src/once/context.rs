@@ -1,8 +1,10 @@
 //! What the handler of a call is told (E3).
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use retrysafe_core::{Attempt, Entropy, FromAttempt, NotLent, OperationId};
+
+use crate::Phases;
 
 /// The context of one run of a handler: the attempt that it is, or that nothing protects it.
 ///
@@ -14,11 +16,13 @@ pub struct OnceContext {
     operation: OperationId,
     attempt: Option<Attempt>,
     named: bool,
+    /// The call itself, for its phases to keep.
+    call: Option<Arc<str>>,
 }
 
 impl OnceContext {
     pub(crate) fn named(operation: OperationId, attempt: Option<Attempt>) -> Self {
-        Self { operation, attempt, named: true }
+        Self { operation, attempt, named: true, call: None }
     }
 
     /// A call without a key is an operation of its own.
@@ -27,7 +31,12 @@ impl OnceContext {
         let (one, other) = id.split_at_mut(16);
         one.copy_from_slice(&entropy.next_u128().to_be_bytes());
         other.copy_from_slice(&entropy.next_u128().to_be_bytes());
-        Self { operation: OperationId::from_bytes(id), attempt: None, named: false }
+        Self { operation: OperationId::from_bytes(id), attempt: None, named: false, call: None }
+    }
+
+    /// The same, with the call itself.
+    pub(crate) fn with_call(self, call: Option<Arc<str>>) -> Self {
+        Self { call, ..self }
     }
 
     /// The attempt, with key and scope; `None` if nothing protects this run.
@@ -43,6 +52,16 @@ impl OnceContext {
     /// [`NotLent`] says why there is none; [`NotLent::Absent`] if nothing protects this run.
     pub fn lent<T: FromAttempt>(&self) -> Result<T, NotLent> {
         T::from_attempt(self.attempt.as_ref().ok_or(NotLent::Absent)?)
+    }
+
+    /// The attempt in [phases](Phases). They keep the call itself, too, if it is
+    /// [completable](crate::OnceRun::completable).
+    ///
+    /// # Errors
+    ///
+    /// As for [`lent`](Self::lent).
+    pub fn phases<T: FromAttempt>(&self) -> Result<Phases<T>, NotLent> {
+        Ok(self.lent::<Phases<T>>()?.keeping(self.call.clone()))
     }
 
     /// The operation; shown as it is in logs. A call without a key has one of its own each time.

@@ -14,7 +14,7 @@ use super::{
     asked::{Asked, Unasked},
     work::Work,
 };
-use crate::{guard::Guard, observe::RequestOutcome};
+use crate::{completer::KeptCall, guard::Guard, observe::RequestOutcome};
 
 /// A call of [`Once::run`](crate::Once::run). Awaiting it runs it.
 ///
@@ -51,6 +51,7 @@ pub struct OnceRun<S, H, T, E> {
     asked: Result<Option<Asked>, Unasked>,
     handler: H,
     rules: ErrorRules<E>,
+    completable: bool,
     value: PhantomData<fn() -> T>,
 }
 
@@ -61,7 +62,7 @@ impl<S: Store, H, T, E: Send + 'static> OnceRun<S, H, T, E> {
         handler: H,
         rules: ErrorRules<E>,
     ) -> Self {
-        Self { guard, asked, handler, rules, value: PhantomData }
+        Self { guard, asked, handler, rules, completable: false, value: PhantomData }
     }
 
     /// Frees the key after such errors: the next try runs. Only for errors of which it is certain
@@ -84,6 +85,15 @@ impl<S: Store, H, T, E: Send + 'static> OnceRun<S, H, T, E> {
     /// How long the outcome answers retries, instead of the retention in the settings (E4).
     pub fn retention(mut self, retention: Duration) -> Self {
         self.rules.retention = Some(retention);
+        self
+    }
+
+    /// Keeps the call itself, with its scope, key and input, beside what its phases keep
+    /// ([`OnceContext::phases`]), until it is finished: a [`Completer`](crate::Completer) can go on
+    /// with it when its caller never comes back. They are kept as they are, in the service's own
+    /// database.
+    pub fn completable(mut self) -> Self {
+        self.completable = true;
         self
     }
 
@@ -138,7 +148,7 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let Self { guard, asked, handler, rules, .. } = self;
+        let Self { guard, asked, handler, rules, completable, .. } = self;
         Box::pin(async move {
             let asked = match asked {
                 Ok(Some(asked)) => asked,
@@ -156,7 +166,9 @@ where
             };
             let (id, span) = (asked.id, guard.span(&asked.id));
             let kept_by = rules.clone();
+            let call = completable.then(|| KeptCall::of(&asked)).flatten();
             let work = Work::new(id, move |context: OnceContext| {
+                let context = context.with_call(call);
                 let attempt = context.attempt().map(|it| it.number());
                 handler(context).map(move |result| kept_by.answer(result, attempt))
             });

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Begin, Claim, Found, Held, Lease, StoreError, StoreErrorKind,
+    Abandoned, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
     lifecycle::{Phase, Record, Step},
 };
 use sqlx::{
@@ -140,6 +140,25 @@ async fn claim_in(
     }
 }
 
+/// Opens a transaction that renews first.
+async fn reopen_in(
+    connection: PoolConnection<MySql>,
+    begin: SqlStr,
+    store: MySqlStore,
+    lease: Lease,
+    lease_for: Duration,
+) -> sqlx::Result<Option<Transaction<'static, MySql>>> {
+    let mut transaction = open(connection, begin).await?;
+    let renewed = store.records().renew_in(&mut transaction, &lease, lease_for).await;
+    let unbound = sqlx::raw_sql(UNBOUND).execute(&mut *transaction).await;
+    if renewed? {
+        unbound?;
+        return Ok(Some(transaction));
+    }
+    transaction.rollback().await?;
+    Ok(None)
+}
+
 impl Side for MySqlSide {
     type Database = MySql;
     type Records = MySqlStore;
@@ -247,6 +266,63 @@ impl Side for MySqlSide {
             Fate::Broken => None,
             _ => Some(self.failed(error)),
         }
+    }
+
+    async fn reopen(
+        &self,
+        lease: &Lease,
+        lease_for: Duration,
+        until: Instant,
+    ) -> Result<Option<Transaction<'static, MySql>>, StoreError> {
+        loop {
+            let connection = self.connection(until).await?;
+            let begin = self.begin(until.saturating_duration_since(Instant::now()) / 2);
+            let (store, lease) = (self.records.clone(), lease.clone());
+            // To its end whoever waits for it: what the session is set to is set back.
+            let reopened = tokio::spawn(reopen_in(connection, begin, store, lease, lease_for));
+            match reopened.await.unwrap_or(Err(sqlx::Error::WorkerCrashed)) {
+                Ok(reopened) => return Ok(reopened),
+                // A renewal came in between.
+                Err(error)
+                    if matches!(error::fate(&error), Fate::Again) && Instant::now() < until => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
+    async fn keep(
+        &self,
+        transaction: &mut Transaction<'static, MySql>,
+        lease: &Lease,
+        lease_for: Duration,
+        points: Option<&Bytes>,
+    ) -> Result<bool, StoreError> {
+        // As for the outcome.
+        match sqlx::raw_sql(UNMARK).execute(&mut **transaction).await {
+            Ok(_) => {}
+            Err(error) if error::number(&error) == Some(NO_MARK) => return Ok(false),
+            Err(error) => return Err(self.failed(error)),
+        }
+        let kept = self.records.records().keep_in(transaction, lease, lease_for, points).await;
+        kept.map_err(|error| self.failed(error))
+    }
+
+    async fn kept(
+        &self,
+        transaction: &mut Transaction<'static, MySql>,
+        lease: &Lease,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let kept = self.records.records().kept(transaction, lease).await;
+        kept.map_err(|error| self.failed(error))
+    }
+
+    async fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let (store, call) = (&self.records, self.records.operators_call());
+        store.records().abandoned(&call, after, limit).await
     }
 
     async fn find(

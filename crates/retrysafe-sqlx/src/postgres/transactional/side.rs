@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
-    Acquired, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
-    lifecycle::{Phase, Record, Step},
+    Abandoned, Acquired, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
+    lifecycle::{Phase, Record, Step, attempt_of},
 };
 use sqlx::{
     AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr as _, SqlStr, Transaction,
     pool::PoolConnection,
-    postgres::{PgDatabaseError, PgSeverity},
+    postgres::{PgDatabaseError, PgRow, PgSeverity},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -44,6 +44,15 @@ pub(crate) struct PostgresSide {
     finish: SqlStr,
     /// `$1` id, `$2` owner.
     is_own: SqlStr,
+    /// `$1` id, `$2` owner, `$3` lease. No row: it is not the live attempt.
+    reopen: SqlStr,
+    /// `$1` id, `$2` owner, `$3` lease, `$4` what phases have come to, if that is new. No row: as for
+    /// `finish`.
+    keep: SqlStr,
+    /// `$1` id, `$2` owner.
+    kept: SqlStr,
+    /// `$1` id, `$2` limit.
+    abandoned: SqlStr,
 }
 
 /// What a look leaves for the claim: its connection, and whether there was any row.
@@ -84,6 +93,17 @@ impl PostgresSide {
                 WHERE {own} RETURNING 1"
             )),
             is_own: sql(format!("SELECT 1 FROM {table} r WHERE {own}")),
+            reopen: sql(statements::reopen(&table)),
+            keep: sql(format!(
+                "UPDATE {table} r SET lease_until = clock.now + $3,
+                    expires_at = clock.now + greatest(r.retention, $3),
+                    payload = coalesce($4, r.payload)
+                FROM (SELECT clock_timestamp() AS now) clock WHERE {own} RETURNING 1"
+            )),
+            abandoned: sql(statements::abandoned(&table)),
+            kept: sql(format!(
+                "SELECT payload FROM {table} WHERE id = $1 AND owner = $2 AND state = 0"
+            )),
             pool,
             records,
         }
@@ -311,6 +331,78 @@ impl Side for PostgresSide {
             error.as_database_error().and_then(|it| it.try_downcast_ref::<PgDatabaseError>());
         let refused = said.is_some_and(|said| matches!(said.severity(), PgSeverity::Error));
         refused.then(|| self.undone(self.failed(error)))
+    }
+
+    async fn reopen(
+        &self,
+        lease: &Lease,
+        lease_for: Duration,
+        until: Instant,
+    ) -> Result<Option<Transaction<'static, Postgres>>, StoreError> {
+        loop {
+            let connection = self.connection(until).await?;
+            // Half of it, so that who holds the row is told from a server that is gone.
+            let bound = until.saturating_duration_since(Instant::now()) / 2;
+            let opened = open(connection, self.begin(bound)).await;
+            let mut transaction = opened.map_err(|error| self.undone(self.failed(error)))?;
+            let reopen = of_owner(&self.reopen, lease).bind(interval(lease_for));
+            match reopen.fetch_optional(&mut *transaction).await {
+                Ok(row) => return Ok(row.map(|_| transaction)),
+                Err(error) => match self.failed(error) {
+                    // A renewal came in between.
+                    Failure::Conflict if Instant::now() < until => {}
+                    failure => return Err(self.undone(failure)),
+                },
+            }
+        }
+    }
+
+    async fn keep(
+        &self,
+        transaction: &mut Transaction<'static, Postgres>,
+        lease: &Lease,
+        lease_for: Duration,
+        points: Option<&Bytes>,
+    ) -> Result<bool, StoreError> {
+        let keep = of_owner(&self.keep, lease).bind(interval(lease_for));
+        let keep = keep.bind(points.map(|points| points.to_vec()));
+        match keep.fetch_optional(&mut **transaction).await {
+            Ok(row) => Ok(row.is_some()),
+            Err(error) => Err(self.undone(self.failed(error))),
+        }
+    }
+
+    async fn kept(
+        &self,
+        transaction: &mut Transaction<'static, Postgres>,
+        lease: &Lease,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let row = of_owner(&self.kept, lease).fetch_optional(&mut **transaction).await;
+        let row = row.map_err(|error| self.undone(self.failed(error)))?;
+        let kept = row.and_then(|row| record::column::<Option<Vec<u8>>>(&row, "payload"));
+        Ok(kept.flatten().map(Bytes::from))
+    }
+
+    async fn abandoned(
+        &self,
+        after: Option<&OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let after = after.map_or(&[][..], |id| id.as_bytes());
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let page = || statement(&self.abandoned).bind(after).bind(limit);
+        let rows = self.shared().long_call().ask(page).await?;
+        let read = |row: &PgRow| {
+            let id = record::column::<Vec<u8>>(row, "id")?.try_into().ok()?;
+            let fence = record::column::<i64>(row, "fence")?;
+            Some(Abandoned {
+                id: OperationId::from_bytes(id),
+                attempt: attempt_of(fence.unsigned_abs()),
+                points: record::column::<Vec<u8>>(row, "payload")?.into(),
+            })
+        };
+        let unreadable = || record::unreadable("a record", "payload");
+        rows.iter().map(|row| read(row).ok_or_else(unreadable)).collect()
     }
 
     async fn find(

@@ -1,0 +1,166 @@
+//! Recovery points: a transaction that is committed in parts.
+//!
+//! The first part commits the claim. From then on the attempt holds its operation by its lease, like
+//! any other, and every further transaction begins by making sure of that.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use retrysafe_core::{Lease, PointFuture, Points, StoreError, StoreErrorKind};
+use sqlx::{Database, Transaction};
+use tokio::time::Instant;
+
+use super::{
+    Core, Side,
+    transaction::{Given, Slot},
+};
+use crate::failpoint;
+
+type Opening<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// A core, as a slot knows it: the transactions after the first.
+pub(crate) trait Parts<DB: Database>: Send + Sync {
+    /// `None` if this is not the live attempt.
+    fn reopen<'a>(
+        &'a self,
+        lease: &'a Lease,
+        lease_for: Duration,
+    ) -> Opening<'a, Option<Transaction<'static, DB>>>;
+
+    /// Commits, with what is kept; `false` if the handler has ended the transaction by itself.
+    fn commit<'a>(
+        &'a self,
+        transaction: Transaction<'static, DB>,
+        lease: &'a Lease,
+        lease_for: Duration,
+        points: Option<Bytes>,
+    ) -> Opening<'a, bool>;
+
+    /// What was kept before.
+    fn kept<'a>(
+        &'a self,
+        transaction: &'a mut Transaction<'static, DB>,
+        lease: &'a Lease,
+    ) -> Opening<'a, Option<Bytes>>;
+}
+
+impl<S: Side> Parts<S::Database> for Core<S> {
+    fn reopen<'a>(
+        &'a self,
+        lease: &'a Lease,
+        lease_for: Duration,
+    ) -> Opening<'a, Option<Transaction<'static, S::Database>>> {
+        Box::pin(async move {
+            let until = Instant::now() + self.settings.timeout;
+            self.within(until, self.side.reopen(lease, lease_for, until)).await
+        })
+    }
+
+    fn commit<'a>(
+        &'a self,
+        mut transaction: Transaction<'static, S::Database>,
+        lease: &'a Lease,
+        lease_for: Duration,
+        points: Option<Bytes>,
+    ) -> Opening<'a, bool> {
+        Box::pin(async move {
+            if let Some(points) = &points {
+                self.side.check_size(points)?;
+            }
+            let until = Instant::now() + self.settings.timeout;
+            failpoint::reached("before the point");
+            let kept = self.side.keep(&mut transaction, lease, lease_for, points.as_ref());
+            if !self.within(until, kept).await? {
+                return Ok(false);
+            }
+            let failed = |error| match self.side.not_committed(error) {
+                Some(error) => error,
+                None => {
+                    let context = format!("{}: a commit was not answered", self.side.place());
+                    StoreError::new(StoreErrorKind::Unavailable, context)
+                }
+            };
+            let committed = async { transaction.commit().await.map_err(failed) };
+            self.within(until, committed).await?;
+            failpoint::reached("after the point");
+            Ok(true)
+        })
+    }
+
+    fn kept<'a>(
+        &'a self,
+        transaction: &'a mut Transaction<'static, S::Database>,
+        lease: &'a Lease,
+    ) -> Opening<'a, Option<Bytes>> {
+        Box::pin(async move {
+            let until = Instant::now() + self.settings.timeout;
+            self.within(until, self.side.kept(transaction, lease)).await
+        })
+    }
+}
+
+impl<DB: Database> Slot<DB> {
+    /// A transaction, out of the slot; `None` if this is not the live attempt any more.
+    async fn any(&self) -> Result<Option<Transaction<'static, DB>>, StoreError> {
+        match self.give() {
+            Given::Open(transaction) => Ok(Some(transaction)),
+            Given::Between => {
+                let (parts, lease, lease_for) = self.parts()?;
+                parts.reopen(lease, lease_for).await
+            }
+            Given::Lent => Err(over("somebody has not let go of the transaction")),
+            Given::Over => Err(over("the attempt is over, or its work was undone")),
+        }
+    }
+}
+
+impl<DB: Database> Points for Slot<DB> {
+    fn kept(&self) -> PointFuture<'_, Option<Bytes>> {
+        Box::pin(async {
+            let (parts, lease, _) = self.parts()?;
+            let Some(mut transaction) = self.any().await? else { return Ok(None) };
+            let kept = parts.kept(&mut transaction, lease).await;
+            self.put(transaction);
+            kept
+        })
+    }
+
+    fn open(&self) -> PointFuture<'_, bool> {
+        Box::pin(async {
+            let Some(transaction) = self.any().await? else { return Ok(false) };
+            self.named();
+            self.put(transaction);
+            Ok(true)
+        })
+    }
+
+    fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool> {
+        Box::pin(async {
+            if self.is_loose() {
+                let problem = "what is written before a phase is written in a step";
+                return Err(StoreError::new(StoreErrorKind::Misconfigured, problem));
+            }
+            if points.is_none() && self.is_between() {
+                return Ok(true);
+            }
+            let (parts, lease, lease_for) = self.parts()?;
+            let Some(transaction) = self.any().await? else { return Ok(false) };
+            // From here on it may be committed, whatever is heard of it.
+            self.committing();
+            if parts.commit(transaction, lease, lease_for, points).await? {
+                return Ok(true);
+            }
+            self.spoil();
+            let context = "the handler ended its transaction by itself";
+            Err(StoreError::new(StoreErrorKind::Escaped, context))
+        })
+    }
+
+    fn roll_back(&self) {
+        self.let_go();
+    }
+}
+
+fn over(why: &str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, why)
+}

@@ -1,0 +1,562 @@
+//! Recovery points in both engines: what is known between calls to other services is committed. On
+//! real servers, and with processes that are killed.
+
+#![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
+
+mod process;
+
+use std::{
+    collections::HashSet,
+    fs,
+    future::pending,
+    io::Write as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use retrysafe_axum::{
+    Algorithm, Attempt, Begin, Claim, Code, Completer, Fingerprint, FromAttempt as _, Held,
+    IdempotencyKey, Lease, NotLent, OnInFlight, OnUnknownOutcome, Once, OnceError, OperationId,
+    Owner, PhaseError, Phases, Scope, Store as _, StoreErrorKind, SystemEntropy,
+};
+use retrysafe_testkit::servers::{MariadbServer, PostgresServer};
+use tokio::time::timeout;
+
+use self::process::{Process, say};
+
+/// Longer than a machine that is busy with other things stands still.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a process that was killed goes on holding its key.
+const LEASE: Duration = Duration::from_millis(500);
+
+/// Statements that every engine knows.
+const ACCOUNTS: [&str; 2] = [
+    "CREATE TABLE account (id INT PRIMARY KEY, balance INT NOT NULL)",
+    "INSERT INTO account VALUES (1, 0), (2, 0), (3, 0)",
+];
+const CREDITS: [&str; 3] = [
+    "UPDATE account SET balance = balance + 1 WHERE id = 1",
+    "UPDATE account SET balance = balance + 1 WHERE id = 2",
+    "UPDATE account SET balance = balance + 1 WHERE id = 3",
+];
+const BALANCES: [&str; 3] = [
+    "SELECT balance FROM account WHERE id = 1",
+    "SELECT balance FROM account WHERE id = 2",
+    "SELECT balance FROM account WHERE id = 3",
+];
+
+/// A service of somebody else's: the keys that it was called with.
+#[derive(Clone, Default)]
+struct Processor(Arc<Mutex<Vec<String>>>);
+
+impl Processor {
+    async fn charge(self, key: String) -> Result<usize, Failed> {
+        let mut calls = self.0.lock().unwrap();
+        calls.push(key);
+        Ok(calls.len())
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[derive(Debug)]
+struct Failed;
+
+impl From<sqlx::Error> for Failed {
+    fn from(_: sqlx::Error) -> Self {
+        Self
+    }
+}
+
+impl<E> From<PhaseError<E>> for Failed {
+    fn from(_: PhaseError<E>) -> Self {
+        Self
+    }
+}
+
+fn claim() -> Claim {
+    let key = IdempotencyKey::new("one").unwrap();
+    Claim {
+        id: OperationId::new("default", &Scope::shared(), &key),
+        owner: Owner::new(&SystemEntropy),
+        fingerprint: Fingerprint { algorithm: Algorithm::from_u32(1), head: [1; 32], body: None },
+        lease: LEASE,
+        retention: PATIENCE,
+        take_over: true,
+    }
+}
+
+/// The moments at which a process is killed.
+const MOMENTS: [&str; 7] = [
+    "in the step",
+    "between step and phase",
+    "before the call",
+    "after the call",
+    "after the phase",
+    "after the work",
+    "answered",
+];
+
+async fn at(moment: &str, here: &str) {
+    if moment == here {
+        say(here);
+        pending::<()>().await;
+    }
+}
+
+macro_rules! engine {
+    ($engine:ident, $server:ident, $store:ident, $transaction:ident, $pool:ident) => {
+        mod $engine {
+            use retrysafe_sqlx::{$store, $transaction};
+            use sqlx::$engine::$pool;
+
+            use super::*;
+
+            type InPhases = Phases<$transaction>;
+
+            struct Bank {
+                url: String,
+                store: $store,
+            }
+
+            impl Bank {
+                async fn new() -> Self {
+                    let url = $server::shared().await.fresh_database().await;
+                    let bank = Self::at(&url).await;
+                    for sql in ACCOUNTS {
+                        bank.run(sql).await;
+                    }
+                    bank
+                }
+
+                async fn at(url: &str) -> Self {
+                    let pool = $pool::new().max_connections(4).connect(url).await.unwrap();
+                    let store = $store::builder(pool).migrate().timeout(PATIENCE).wait(PATIENCE);
+                    Self { url: url.to_owned(), store: store.open().await.unwrap() }
+                }
+
+                async fn run(&self, sql: &'static str) {
+                    let pool = $pool::new().connect(&self.url).await.unwrap();
+                    sqlx::raw_sql(sql).execute(&pool).await.unwrap();
+                    pool.close().await;
+                }
+
+                /// The balances of the three accounts.
+                async fn balances(&self) -> [i32; 3] {
+                    let pool = $pool::new().connect(&self.url).await.unwrap();
+                    let mut balances = [0; 3];
+                    for (balance, sql) in balances.iter_mut().zip(BALANCES) {
+                        *balance = sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap();
+                    }
+                    pool.close().await;
+                    balances
+                }
+
+                fn once(&self) -> Once<$store> {
+                    let once = Once::builder(self.store.clone()).lease(LEASE);
+                    let once = once.on_in_flight(OnInFlight::wait(PATIENCE));
+                    let once = once.settings(|settings| {
+                        settings.max_execution = PATIENCE;
+                        settings.store_deadline = PATIENCE * 2;
+                    });
+                    once.build().unwrap()
+                }
+
+                /// An attempt, without an engine.
+                async fn begin(&self, claim: &Claim) -> (Lease, Attempt) {
+                    let Begin::Acquired(acquired) = self.store.begin(claim).await.unwrap() else {
+                        panic!("the claim should have been granted");
+                    };
+                    let (attempt, fence) = (acquired.attempt, acquired.fence);
+                    let lease = Lease { id: claim.id, owner: claim.owner, attempt, fence };
+                    let key = IdempotencyKey::new("one").unwrap();
+                    let attempt = Attempt::new(claim.id, key, Scope::shared(), acquired);
+                    (lease.clone(), attempt.with_unit(self.store.unit(&lease)))
+                }
+            }
+
+            async fn credit(mut transaction: $transaction, account: usize) -> Result<(), Failed> {
+                sqlx::raw_sql(CREDITS[account - 1]).execute(&mut *transaction).await?;
+                Ok(())
+            }
+
+            /// Reserves on account 2, charges, and credits account 1.
+            async fn pay(mut phases: InPhases, processor: Processor) -> Result<usize, Failed> {
+                phases.step("reserve", |transaction| credit(transaction, 2)).await?;
+                let charge = phases.phase("charge", |key| processor.charge(key)).await?;
+                credit(phases.transaction().await?, 1).await?;
+                Ok(charge)
+            }
+
+            #[tokio::test]
+            async fn the_next_attempt_goes_on_from_the_last_point() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let runs = Arc::new(AtomicU32::new(0));
+                let run = |input: u32| {
+                    let (runs, processor) = (runs.clone(), processor.clone());
+                    once.run("pay", &Scope::shared(), "one", &input, |context| async move {
+                        let charge = pay(context.lent().unwrap(), processor).await?;
+                        match runs.fetch_add(1, Ordering::SeqCst) {
+                            0 => Err(Failed),
+                            _ => Ok(charge),
+                        }
+                    })
+                };
+                assert!(matches!(run(1).await, Err(OnceError::Failed { .. })));
+                assert_eq!(bank.balances().await, [0, 1, 0]);
+                // Of another input it is not the operation, and never will be.
+                assert_eq!(run(2).await.unwrap_err().code(), Some(Code::KeyReused));
+                let retry = run(1).await.unwrap();
+                assert_eq!((retry.value, retry.replayed), (1, false));
+                assert_eq!(bank.balances().await, [1, 1, 0]);
+                assert_eq!(processor.calls().len(), 1, "what is kept is not called again");
+                assert!(run(1).await.unwrap().replayed);
+            }
+
+            #[tokio::test]
+            async fn what_is_released_after_a_point_goes_on_too() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let runs = Arc::new(AtomicU32::new(0));
+                let run = || {
+                    let (runs, processor) = (runs.clone(), processor.clone());
+                    once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                        let charge = pay(context.lent().unwrap(), processor).await?;
+                        match runs.fetch_add(1, Ordering::SeqCst) {
+                            0 => Err(Failed),
+                            _ => Ok(charge),
+                        }
+                    })
+                    .release_if(|_| true)
+                };
+                assert!(matches!(run().await, Err(OnceError::Failed { .. })));
+                assert_eq!(run().await.unwrap().value, 1);
+                assert_eq!(bank.balances().await, [1, 1, 0]);
+                assert_eq!(processor.calls().len(), 1);
+            }
+
+            #[tokio::test]
+            async fn what_was_abandoned_is_finished() {
+                async fn run(
+                    once: Once<$store>,
+                    processor: Processor,
+                    key: String,
+                    fails: bool,
+                ) -> Result<bool, OnceError<Failed>> {
+                    let run = once.run("pay", &Scope::shared(), &*key, &5, move |context| async move {
+                        pay(context.phases().unwrap(), processor).await?;
+                        if fails { Err(Failed) } else { Ok(()) }
+                    });
+                    Ok(run.completable().await?.replayed)
+                }
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let calls = || processor.clone();
+                assert!(run(once.clone(), calls(), "one".to_owned(), true).await.is_err());
+                let (again, called) = (once.clone(), calls());
+                let mut completer = Completer::new(&once).on("pay", move |call| {
+                    assert_eq!(call.input::<u32>().unwrap(), 5);
+                    let run = run(again.clone(), called.clone(), call.key().to_owned(), false);
+                    async { run.await.ok() }
+                });
+                let completed = completer.look().await.unwrap();
+                assert_eq!((completed.found, completed.finished), (1, 1));
+                assert_eq!(completer.look().await.unwrap().found, 0);
+                assert!(run(once, calls(), "one".to_owned(), false).await.unwrap());
+                assert_eq!(bank.balances().await, [1, 1, 0]);
+                assert_eq!(processor.calls().len(), 1);
+            }
+
+            #[tokio::test]
+            async fn a_refusal_after_a_phase_is_kept_and_the_points_stay() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let run = || {
+                    let processor = processor.clone();
+                    once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                        pay(context.lent().unwrap(), processor).await.unwrap();
+                        Err::<(), _>("declined".to_owned())
+                    })
+                    .keep_if(|_| true)
+                };
+                for is_replayed in [false, true] {
+                    let refused = run().await.unwrap_err();
+                    assert!(
+                        matches!(refused, OnceError::Failed { replayed, .. } if replayed == is_replayed)
+                    );
+                    assert_eq!(bank.balances().await, [0, 1, 0]);
+                }
+            }
+
+            #[tokio::test]
+            async fn a_lease_between_two_points_is_renewed() {
+                let bank = Bank::new().await;
+                let once = bank.once();
+                let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    let slow = phases.phase("charge", |_| async {
+                        tokio::time::sleep(LEASE * 3).await;
+                        Ok::<_, Failed>(())
+                    });
+                    slow.await?;
+                    credit(phases.transaction().await?, 1).await
+                });
+                run.await.unwrap();
+                assert_eq!(bank.balances().await, [1, 0, 0]);
+            }
+
+            #[tokio::test]
+            async fn e5_an_attempt_that_was_taken_over_keeps_no_further_point() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let other = Bank::at(&bank.url).await;
+                let (first, second) = (claim(), claim());
+                let (late, attempt) = bank.begin(&first).await;
+                let mut phases = InPhases::from_attempt(&attempt).unwrap();
+                phases.step("reserve", |transaction| credit(transaction, 2)).await.unwrap();
+                let mut taken = None;
+                let charged = phases.phase("charge", |key| {
+                    let (other, second, taken) = (&other, &second, &mut taken);
+                    let processor = processor.clone();
+                    async move {
+                        // Without an engine nobody renews.
+                        tokio::time::sleep(LEASE * 2).await;
+                        let (lease, attempt) = other.begin(second).await;
+                        let mut phases = InPhases::from_attempt(&attempt).unwrap();
+                        phases.step("reserve", |transaction| credit(transaction, 2)).await.unwrap();
+                        phases.step("noted", |transaction| credit(transaction, 3)).await.unwrap();
+                        *taken = Some((lease, attempt, phases));
+                        processor.charge(key).await
+                    }
+                });
+                let charged = charged.await;
+                assert!(matches!(charged, Err(PhaseError::Lost)), "{charged:?}");
+                let (lease, attempt, mut phases) = taken.unwrap();
+                assert_eq!((attempt.number(), attempt.fence(), attempt.previous_vanished()), (2, 2, true));
+                let charged = phases.phase("charge", |key| processor.clone().charge(key)).await;
+                assert_eq!(charged.unwrap(), 2);
+
+                let mut phases = InPhases::from_attempt(&bank.unit_of(&late, &first)).unwrap();
+                let more = phases.step("more", |transaction| credit(transaction, 2)).await;
+                assert!(matches!(more, Err(PhaseError::Lost)), "{more:?}");
+                assert!(matches!(phases.transaction().await, Err(PhaseError::Lost)));
+                let done = bank.store.complete(&late, &first.fingerprint, "late".into(), PATIENCE);
+                assert!(matches!(done.await, Ok(Held::Lost(_))));
+
+                let done = other.store.complete(&lease, &second.fingerprint, "done".into(), PATIENCE);
+                assert_eq!(done.await.unwrap(), Held::Applied);
+                let calls = processor.calls();
+                assert!(calls.len() == 2 && calls[0] == calls[1], "{calls:?}");
+                assert_eq!(bank.balances().await, [0, 1, 1]);
+            }
+
+            impl Bank {
+                fn unit_of(&self, lease: &Lease, claim: &Claim) -> Attempt {
+                    let key = IdempotencyKey::new("one").unwrap();
+                    let acquired = retrysafe_axum::Acquired {
+                        attempt: 1,
+                        fence: 1,
+                        previous_vanished: false,
+                    };
+                    let attempt = Attempt::new(claim.id, key, Scope::shared(), acquired);
+                    attempt.with_unit(self.store.unit(lease))
+                }
+            }
+
+            #[tokio::test]
+            async fn a_step_that_fails_is_undone_and_can_be_made_up_for() {
+                let bank = Bank::new().await;
+                let once = bank.once();
+                let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    phases.step("first", |transaction| credit(transaction, 1)).await?;
+                    let failed = phases.step("reserve", |transaction| async move {
+                        credit(transaction, 2).await.unwrap();
+                        Err::<(), _>("no more")
+                    });
+                    assert!(matches!(failed.await, Err(PhaseError::Failed("no more"))));
+                    phases.step("instead", |transaction| credit(transaction, 3)).await?;
+                    Ok::<_, Failed>(())
+                });
+                run.await.unwrap();
+                assert_eq!(bank.balances().await, [1, 0, 1]);
+            }
+
+            #[tokio::test]
+            async fn a_first_step_that_fails_leaves_nothing_whatever_is_answered() {
+                for kept in [false, true] {
+                    let bank = Bank::new().await;
+                    let once = bank.once();
+                    let run = |answer: Result<(), String>| {
+                        once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                            let mut phases: InPhases = context.lent().unwrap();
+                            let failed = phases.step("reserve", |transaction| async move {
+                                credit(transaction, 2).await.unwrap();
+                                Err::<(), _>("no more")
+                            });
+                            assert!(matches!(failed.await, Err(PhaseError::Failed("no more"))));
+                            let next = phases.phase("charge", async |_| Ok::<_, String>(())).await;
+                            assert!(matches!(next, Err(PhaseError::Store(_))), "{next:?}");
+                            answer
+                        })
+                        .keep_if(move |_| kept)
+                    };
+                    // What it says to have done it has not.
+                    let claimed = run(Ok(())).await.unwrap_err();
+                    assert_eq!(claimed.code(), Some(Code::StoreUnavailable));
+                    for replayed in [false, kept] {
+                        let refused = run(Err("no".to_owned())).await.unwrap_err();
+                        assert!(
+                            matches!(&refused, OnceError::Failed { replayed: it, .. } if *it == replayed),
+                            "{refused:?}"
+                        );
+                    }
+                    assert_eq!(bank.balances().await, [0, 0, 0]);
+                }
+            }
+
+            #[tokio::test]
+            async fn a_step_that_is_dropped_half_done_leaves_nothing() {
+                let bank = Bank::new().await;
+                let once = bank.once();
+                let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    phases.step("first", |transaction| credit(transaction, 1)).await?;
+                    let half_done = phases.step("reserve", |mut transaction| async move {
+                        sqlx::raw_sql(CREDITS[1]).execute(&mut *transaction).await?;
+                        pending::<Result<(), Failed>>().await
+                    });
+                    assert!(timeout(Duration::from_millis(100), half_done).await.is_err());
+                    Ok::<_, Failed>(())
+                });
+                run.await.unwrap();
+                assert_eq!(bank.balances().await, [1, 0, 0]);
+            }
+
+            #[tokio::test]
+            async fn mistakes_are_told() {
+                let bank = Bank::new().await;
+                let once = bank.once();
+                let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    phases.phase("charge", async |_| Ok::<_, Failed>(())).await?;
+                    let again = phases.phase("charge", async |_| Ok::<_, Failed>(())).await;
+                    assert!(matches!(again, Err(PhaseError::Repeated)));
+                    let lent = context.lent::<$transaction>();
+                    assert_eq!(lent.unwrap_err(), NotLent::Between);
+                    Ok::<_, Failed>(())
+                });
+                run.await.unwrap();
+                let run = once.run("pay", &Scope::shared(), "two", &(), |context| async move {
+                    credit(context.lent().unwrap(), 1).await?;
+                    let mut phases: InPhases = context.lent().unwrap();
+                    let loose = phases.phase("charge", async |_| Ok::<_, Failed>(())).await;
+                    assert!(matches!(loose, Err(PhaseError::Store(_))), "{loose:?}");
+                    Err::<(), _>(Failed)
+                });
+                assert!(run.await.is_err());
+                assert_eq!(bank.balances().await, [0, 0, 0]);
+            }
+
+            #[tokio::test]
+            async fn a_step_that_commits_by_hand_is_found_out() {
+                let bank = Bank::new().await;
+                let once = bank.once();
+                let run = || once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    let ended = phases.step("reserve", |mut transaction| async move {
+                        sqlx::raw_sql(CREDITS[1]).execute(&mut *transaction).await?;
+                        sqlx::raw_sql("COMMIT").execute(&mut *transaction).await?;
+                        Ok::<_, Failed>(())
+                    });
+                    match ended.await {
+                        Err(PhaseError::Store(error)) => {
+                            assert_eq!(error.kind(), StoreErrorKind::Escaped);
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                    Err::<(), _>(Failed)
+                });
+                assert!(run().await.is_err());
+                // What it did is unknown, and the record says so.
+                let refuse = Once::sharing(once.engine())
+                    .on_unknown_outcome(OnUnknownOutcome::Refuse)
+                    .build()
+                    .unwrap();
+                let run = refuse.run("pay", &Scope::shared(), "one", &(), |_| async {
+                    Ok::<_, Failed>(())
+                });
+                assert_eq!(run.await.unwrap_err().code(), Some(Code::OutcomeUnknown));
+            }
+
+            /// What a process does that is going to be killed: reserves, charges, credits.
+            async fn pay_until(url: &str, calls: PathBuf, moment: &str) -> bool {
+                let once = Bank::at(url).await.once();
+                let moment = moment.to_owned();
+                let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                    let mut phases: InPhases = context.lent().unwrap();
+                    let step = phases.step("reserve", |mut transaction| async {
+                        sqlx::raw_sql(CREDITS[1]).execute(&mut *transaction).await?;
+                        at(&moment, "in the step").await;
+                        drop(transaction);
+                        Ok::<_, Failed>(())
+                    });
+                    step.await?;
+                    at(&moment, "between step and phase").await;
+                    let charged = phases.phase("charge", |key| async {
+                        let key = key;
+                        at(&moment, "before the call").await;
+                        let mut file = fs::OpenOptions::new();
+                        let file = file.create(true).append(true).open(&calls);
+                        writeln!(file.unwrap(), "{key}").unwrap();
+                        at(&moment, "after the call").await;
+                        Ok::<_, Failed>("charged".to_owned())
+                    });
+                    assert_eq!(charged.await?, "charged");
+                    at(&moment, "after the phase").await;
+                    credit(phases.transaction().await?, 1).await?;
+                    at(&moment, "after the work").await;
+                    Ok::<_, Failed>(())
+                });
+                run.await.unwrap().replayed
+            }
+
+            #[tokio::test]
+            async fn child() {
+                let Some((url, calls, moment)) = process::role() else { return };
+                pay_until(&url, calls, &moment).await;
+                say("answered");
+                pending().await
+            }
+
+            #[tokio::test]
+            async fn phases_are_done_once_whenever_the_process_is_killed() {
+                for moment in MOMENTS {
+                    let (bank, directory) = (Bank::new().await, tempfile::tempdir().unwrap());
+                    let calls = directory.path().join("calls");
+                    let child = concat!(stringify!($engine), "::child");
+                    let mut process = Process::start(child, &bank.url, &calls, moment);
+                    assert_eq!(process.says().await, moment);
+                    process.kill().await;
+                    let replayed = pay_until(&bank.url, calls.clone(), "").await;
+                    assert_eq!(replayed, moment == "answered", "{moment}");
+                    assert_eq!(bank.balances().await, [1, 1, 0], "{moment}");
+                    let calls = fs::read_to_string(calls).unwrap();
+                    let again = moment == "after the call";
+                    assert_eq!(calls.lines().count(), if again { 2 } else { 1 }, "{moment}");
+                    assert_eq!(calls.lines().collect::<HashSet<_>>().len(), 1, "one key: {moment}");
+                }
+            }
+        }
+    };
+}
+
+engine!(postgres, PostgresServer, TransactionalPostgres, PostgresTransaction, PgPoolOptions);
+engine!(mysql, MariadbServer, TransactionalMySql, MySqlTransaction, MySqlPoolOptions);
