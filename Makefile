@@ -45,11 +45,13 @@ coverage:
 	$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-tarpaulin
 	$(CARGO) tarpaulin --workspace --engine ptrace --skip-clean --out Stdout --out Html --output-dir target/coverage $(ARGS)
 
-# Kills services that move money, and their database, and audits the books. MODE=layer shows its hole.
+# Kills services that move money, and their database, and audits the books. MODE=layer shows its hole;
+# STORE=mysql is MariaDB.
 KILLS ?= 2000
 MODE ?= transactional
+STORE ?= postgres
 torture:
-	$(CARGO) run --quiet --package retrysafe-sqlx --features failpoints,postgres --example torture -- $(KILLS) $(MODE)
+	$(CARGO) run --quiet --package retrysafe-sqlx --features failpoints,mysql,postgres --example torture -- $(KILLS) $(MODE) $(STORE)
 
 # Calls through faults, to an Axum service and to the proxy: each executed once, none lost. `make test`
 # makes fewer.

@@ -1,8 +1,16 @@
 //! Named points at which a process can be made to die, for the ledger torture. Without the feature
 //! `failpoints` there is nothing here.
 
-/// Dies here, if `RETRYSAFE_FAILPOINT` names this point: at the first time, or as often as
-/// `RETRYSAFE_FAILPOINT_SPARES` says later. Nothing is cleaned up: it is as a `kill -9`.
+/// The variable that names the point.
+#[cfg(feature = "failpoints")]
+pub const POINT: &str = "RETRYSAFE_FAILPOINT";
+
+/// The variable that says how often the point is passed before.
+#[cfg(feature = "failpoints")]
+pub const SPARES: &str = "RETRYSAFE_FAILPOINT_SPARES";
+
+/// Dies here, if [`POINT`] names this point and it was passed as often as [`SPARES`] says. Nothing is
+/// cleaned up: it is as a `kill -9`.
 #[cfg(feature = "failpoints")]
 pub fn reached(point: &str) {
     use std::{
@@ -15,9 +23,9 @@ pub fn reached(point: &str) {
 
     static ARMED: OnceLock<Option<(String, AtomicU32)>> = OnceLock::new();
     let armed = ARMED.get_or_init(|| {
-        let spares = env::var("RETRYSAFE_FAILPOINT_SPARES").ok();
+        let spares = env::var(SPARES).ok();
         let spares = spares.and_then(|spares| spares.parse().ok()).unwrap_or(0);
-        Some((env::var("RETRYSAFE_FAILPOINT").ok()?, AtomicU32::new(spares)))
+        Some((env::var(POINT).ok()?, AtomicU32::new(spares)))
     });
     if let Some((armed, spares)) = armed
         && armed == point

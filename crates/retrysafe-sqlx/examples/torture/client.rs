@@ -9,6 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::watch,
     time::{sleep, timeout},
 };
 
@@ -36,7 +37,7 @@ pub(crate) struct Answer {
 pub(crate) async fn transfers(
     client: usize,
     services: Services,
-    stop: tokio::sync::watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> Vec<Asked> {
     let mut asked = Vec::new();
     let mut number = 0;

@@ -1,15 +1,19 @@
 //! Kills services and their database while clients ask, and then has the books audited.
 
 use std::{
+    collections::BTreeMap,
     env,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
     process::Stdio,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-use retrysafe_sqlx::PostgresStore;
-use retrysafe_testkit::servers::PostgresServer;
+use retrysafe_sqlx::failpoint;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -19,62 +23,47 @@ use tokio::{
 
 use crate::{
     Mode,
-    books::{self, Audit},
-    client::{self, Services},
+    books::{self, Audit, BALANCE},
+    client::{self, ACCOUNTS, Services},
+    database::{Database, Engine},
     service,
 };
 
-const CLIENTS: usize = 4;
-const SERVICES: usize = 2;
+const CLIENTS: usize = 8;
+/// Each is killed and replaced by itself, so that one lives while another starts.
+const SERVICES: usize = 4;
+/// Every so many kills of a service the database dies, too.
+const DATABASE_DIES: u32 = 12;
 
 pub(crate) struct Plan {
     pub(crate) kills: u32,
     pub(crate) mode: Mode,
+    pub(crate) engine: Engine,
     /// Whether it says how far it is.
     pub(crate) report: bool,
 }
 
 pub(crate) async fn run(plan: &Plan) -> Audit {
-    // Nothing but processes is killed, so what is written need not be on the disk.
-    let mut server = PostgresServer::with(&["fsync=off", "full_page_writes=off"]).await;
-    let url = server.url();
-    books::open(&url).await;
-    PostgresStore::builder(&url).migrate().open().await.unwrap();
-
-    let services: Services = Arc::new(Mutex::new(vec![None; SERVICES]));
-    let mut running = Vec::new();
-    for place in 0..SERVICES {
-        running.push(Some(Service::start(plan.mode, &url, None, &services, place).await));
-    }
+    let database = Database::open(plan.engine, ACCOUNTS, BALANCE).await;
+    let killing = Killing {
+        mode: plan.mode,
+        engine: plan.engine,
+        url: database.url(),
+        kills: plan.kills,
+        killed: AtomicU32::new(0),
+        services: Arc::new(Mutex::new(vec![None; SERVICES])),
+        database: tokio::sync::Mutex::new(database),
+        died_at: Mutex::default(),
+        report: plan.report,
+    };
     let (stop, stops) = watch::channel(false);
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| tokio::spawn(client::transfers(client, services.clone(), stops.clone())))
+        .map(|client| client::transfers(client, killing.services.clone(), stops.clone()))
+        .map(tokio::spawn)
         .collect();
-
-    let points = service::points(plan.mode);
-    for kill in 0..plan.kills {
-        let place = kill as usize % SERVICES;
-        let mut service = running[place].take().unwrap();
-        // Its own point, or any moment.
-        let left = Duration::from_millis(rand::random_range(0..80));
-        service.end(left, &services, place).await;
-        if kill % 12 == 11 {
-            server.kill().await;
-            server.restart().await;
-        }
-        // Two of three die at a point, each point in its turn.
-        let point = (kill % 3 != 2).then(|| points[(kill as usize * 2 / 3) % points.len()]);
-        running[place] = Some(Service::start(plan.mode, &url, point, &services, place).await);
-        if plan.report && (kill + 1) % 100 == 0 {
-            eprintln!("{} of {} kills", kill + 1, plan.kills);
-        }
-    }
-    // From here on nobody dies: those that were to are replaced.
-    for (place, service) in running.iter_mut().enumerate() {
-        let mut doomed = service.take().unwrap();
-        doomed.end(Duration::ZERO, &services, place).await;
-        *service = Some(Service::start(plan.mode, &url, None, &services, place).await);
-    }
+    // Those that are left when enough have died; from here on nobody dies.
+    let lives = (0..SERVICES).map(|place| killing.lives(place));
+    let _left = futures_util::future::join_all(lives).await;
     stop.send(true).unwrap();
     let mut asked = Vec::new();
     for client in clients {
@@ -83,59 +72,115 @@ pub(crate) async fn run(plan: &Plan) -> Audit {
     // Who asks again is told the same.
     let mut differing = 0;
     for asked in &asked {
-        let again = client::ask(&services, &asked.key, &asked.body).await;
+        let again = client::ask(&killing.services, &asked.key, &asked.body).await;
         differing += usize::from(again != asked.answer);
     }
-    books::audit(&url, &asked, differing, plan.kills).await
+    if plan.report {
+        for (point, died) in &*killing.died_at.lock().unwrap() {
+            eprintln!("{died} died {point}");
+        }
+    }
+    let ledger = killing.database.lock().await.ledger().await;
+    books::audit(&ledger, &asked, differing, plan.kills)
 }
 
-/// A service as a process of its own.
-struct Service {
-    process: Child,
-    /// Dies by itself.
-    doomed: bool,
+struct Killing {
+    mode: Mode,
+    engine: Engine,
+    url: String,
+    kills: u32,
+    killed: AtomicU32,
+    services: Services,
+    database: tokio::sync::Mutex<Database>,
+    /// How many died by themselves, by the point.
+    died_at: Mutex<BTreeMap<&'static str, u32>>,
+    report: bool,
 }
 
-impl Service {
-    /// Starts one, and returns when it listens: or, if it dies at a point, when it is dead.
-    async fn start(
-        mode: Mode,
-        url: &str,
-        point: Option<&str>,
-        services: &Services,
-        place: usize,
-    ) -> Self {
+impl Killing {
+    /// One service after another at the same place; the last one lives.
+    async fn lives(&self, place: usize) -> Service {
+        let points = service::points(self.mode);
+        let mut service = self.start(None, place).await;
+        loop {
+            let kill = self.killed.fetch_add(1, Ordering::SeqCst);
+            if kill >= self.kills {
+                // It may be one that is to die.
+                service.end(Duration::ZERO).await;
+                return self.start(None, place).await;
+            }
+            self.end(service, place).await;
+            if kill % DATABASE_DIES == DATABASE_DIES - 1 {
+                self.database.lock().await.kill_and_restart().await;
+            }
+            // Two of three die at a point, each point in its turn.
+            let point = (kill % 3 != 2).then(|| points[(kill as usize * 2 / 3) % points.len()]);
+            service = self.start(point, place).await;
+            if self.report && (kill + 1).is_multiple_of(100) {
+                eprintln!("{} of {} kills", kill + 1, self.kills);
+            }
+        }
+    }
+
+    /// Starts a service, and returns when it listens.
+    async fn start(&self, point: Option<&'static str>, place: usize) -> Service {
         loop {
             let mut command = Command::new(env::current_exe().unwrap());
             if cfg!(test) {
                 command.args(["--exact", "tests::service_of_a_test", "--nocapture"]);
             }
-            command.env(service::MODE, mode.as_str()).env(service::URL, url);
+            command
+                .env(service::MODE, self.mode.as_str())
+                .env(service::ENGINE, self.engine.as_str())
+                .env(service::URL, &self.url);
             if let Some(point) = point {
                 let spares = rand::random_range(0..4_u32).to_string();
-                command.env("RETRYSAFE_FAILPOINT", point);
-                command.env("RETRYSAFE_FAILPOINT_SPARES", spares);
+                command.env(failpoint::POINT, point).env(failpoint::SPARES, spares);
             }
             command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
             let mut process = command.spawn().unwrap();
             let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 let Some(address) = line.strip_prefix(service::LISTENS) else { continue };
-                services.lock().unwrap()[place] = Some(address.parse::<SocketAddr>().unwrap());
-                return Self { process, doomed: point.is_some() };
+                let address = address.parse::<SocketAddr>().unwrap();
+                self.services.lock().unwrap()[place] = Some(address);
+                return Service { process, point };
             }
             // The database is not up yet.
             let _ = process.wait().await;
-            sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Kills it when it has lived so long; one that dies by itself has more time to come to its point.
-    async fn end(&mut self, left: Duration, services: &Services, place: usize) {
-        let left = if self.doomed { left + Duration::from_secs(2) } else { left };
-        let _ = timeout(left, self.process.wait()).await;
-        services.lock().unwrap()[place] = None;
+    /// At any moment, or at its own point.
+    async fn end(&self, mut service: Service, place: usize) {
+        let any = Duration::from_millis(rand::random_range(0..80));
+        // One that dies by itself has time to come to its point.
+        let left = if service.point.is_some() { any + Duration::from_secs(2) } else { any };
+        let died = service.end(left).await;
+        self.services.lock().unwrap()[place] = None;
+        if let Some(point) = service.point.filter(|_| died) {
+            *self.died_at.lock().unwrap().entry(point).or_default() += 1;
+        }
+    }
+}
+
+/// A service as a process of its own.
+struct Service {
+    process: Child,
+    /// Where it dies by itself.
+    point: Option<&'static str>,
+}
+
+impl Service {
+    /// Kills it when it has lived so long; says whether it died by itself.
+    async fn end(&mut self, left: Duration) -> bool {
+        const SIGABRT: i32 = 6;
+        if let Ok(Ok(status)) = timeout(left, self.process.wait()).await {
+            return status.signal() == Some(SIGABRT);
+        }
         // SIGKILL
         let _ = self.process.kill().await;
+        false
     }
 }

@@ -2,12 +2,13 @@
 //! so is their database. Then the books are audited.
 //!
 //! ```text
-//! make torture KILLS=2000 MODE=transactional
+//! make torture KILLS=2000 MODE=transactional STORE=postgres
 //! ```
 //!
 //! `MODE=transactional` keeps the records in the transaction of the transfer. `MODE=layer` keeps them
 //! by the ordinary store, beside a transaction of the handler's own, and shows that this test is able
-//! to see a hole: a service that dies between the two commits runs the transfer again.
+//! to see a hole: a service that dies between the two commits runs the transfer again. `STORE` is
+//! `postgres` or `mysql`, which is MariaDB here.
 //!
 //! The last line is `kills=K transfers=T doubled=D lost=L balance_ok=true|false`. What has to hold for
 //! the mode decides the exit code.
@@ -16,11 +17,13 @@
 
 mod books;
 mod client;
+mod database;
 mod driver;
 mod service;
 
 use std::process::ExitCode;
 
+use database::Engine;
 use driver::Plan;
 
 /// How the records are kept.
@@ -56,11 +59,12 @@ async fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let kills = arguments.next().and_then(|kills| kills.parse().ok());
     let mode = arguments.next().as_deref().and_then(Mode::parse);
-    let (Some(kills), Some(mode)) = (kills, mode) else {
-        eprintln!("torture: say how many kills, and transactional or layer");
+    let engine = arguments.next().as_deref().map_or(Some(Engine::Postgres), Engine::parse);
+    let (Some(kills), Some(mode), Some(engine)) = (kills, mode, engine) else {
+        eprintln!("torture: say how many kills, transactional or layer, and postgres or mysql");
         return ExitCode::from(2);
     };
-    let audit = driver::run(&Plan { kills, mode, report: true }).await;
+    let audit = driver::run(&Plan { kills, mode, engine, report: true }).await;
     println!("{audit}");
     if mode == Mode::Layer || audit.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -77,23 +81,42 @@ mod tests {
         }
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn transfers_happen_once_whatever_is_killed() {
-        let audit =
-            driver::run(&Plan { kills: 24, mode: Mode::Transactional, report: false }).await;
+    async fn is_clean(engine: Engine) {
+        let plan = Plan { kills: 24, mode: Mode::Transactional, engine, report: false };
+        let audit = driver::run(&plan).await;
         assert!(audit.is_clean() && audit.transfers > 0, "{audit}");
     }
 
-    /// The documented hole of the ordinary layer, which this test must be able to see.
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_ordinary_layer_doubles_what_was_killed_between_two_commits() {
+    async fn transfers_happen_once_whatever_is_killed() {
+        is_clean(Engine::Postgres).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn transfers_happen_once_whatever_is_killed_in_mariadb() {
+        is_clean(Engine::MySql).await;
+    }
+
+    /// The documented hole of the ordinary layer, which this test must be able to see.
+    async fn is_seen(engine: Engine) {
         for _ in 0..5 {
-            let audit = driver::run(&Plan { kills: 12, mode: Mode::Layer, report: false }).await;
+            let plan = Plan { kills: 12, mode: Mode::Layer, engine, report: false };
+            let audit = driver::run(&plan).await;
             assert!(audit.balance_ok, "{audit}");
             if audit.doubled > 0 {
                 return;
             }
         }
         panic!("nothing was doubled: this test sees nothing");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_ordinary_layer_doubles_what_was_killed_between_two_commits() {
+        is_seen(Engine::Postgres).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_ordinary_layer_in_mariadb_doubles_it_too() {
+        is_seen(Engine::MySql).await;
     }
 }

@@ -1,35 +1,39 @@
 //! The service that is killed: `POST /transfers` with `FROM TO AMOUNT`.
 
+mod mysql;
+mod postgres;
+
 use std::{env, time::Duration};
 
 use axum::{
-    Router,
     body::{Body, Bytes},
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, StatusCode},
     middleware::{self, Next},
     response::Response,
-    routing::post,
 };
 use futures_util::stream;
-use retrysafe_axum::{IdempotencyLayer, IdempotentRouter as _, Scope, Transaction};
-use retrysafe_sqlx::{PostgresStore, PostgresTransaction, TransactionalPostgres, failpoint};
-use sqlx::{PgConnection, PgPool, postgres::PgPoolOptions};
+use retrysafe_sqlx::failpoint;
 use tokio::net::TcpListener;
 
-use crate::Mode;
+use crate::{Mode, database::Engine};
 
 pub(crate) const MODE: &str = "RETRYSAFE_TORTURE_MODE";
+pub(crate) const ENGINE: &str = "RETRYSAFE_TORTURE_ENGINE";
 pub(crate) const URL: &str = "RETRYSAFE_TORTURE_URL";
 /// What it says first; the test harness talks on the same pipe.
 pub(crate) const LISTENS: &str = "torture listens on ";
+
+const CONNECTIONS: u32 = 6;
+/// Of the ordinary layer: what was killed is taken over soon.
+const LEASE: Duration = Duration::from_millis(500);
 
 /// The points of each mode, in the order of a request.
 pub(crate) fn points(mode: Mode) -> &'static [&'static str] {
     match mode {
         Mode::Transactional => &[
             "before the claim",
-            "after BEGIN",
+            "after the look",
             "after the claim",
             "during the work",
             "after the work",
@@ -61,22 +65,9 @@ pub(crate) fn is_wanted() -> bool {
 pub(crate) async fn serve() {
     let mode = Mode::parse(&env::var(MODE).unwrap()).unwrap();
     let url = env::var(URL).unwrap();
-    let pool = PgPoolOptions::new().max_connections(6).connect(&url).await.unwrap();
-    let router = match mode {
-        Mode::Transactional => {
-            let store = TransactionalPostgres::builder(pool).open().await.unwrap();
-            let layer = IdempotencyLayer::builder(store, Scope::shared()).build().unwrap();
-            Router::new().route("/transfers", post(transactional)).idempotent(layer)
-        }
-        Mode::Layer => {
-            let store = PostgresStore::builder(&url).open().await.unwrap();
-            let layer = IdempotencyLayer::builder(store, Scope::shared())
-                // What was killed is taken over soon.
-                .lease(Duration::from_millis(500))
-                .build()
-                .unwrap();
-            Router::new().route("/transfers", post(beside)).with_state(pool).idempotent(layer)
-        }
+    let router = match Engine::parse(&env::var(ENGINE).unwrap()).unwrap() {
+        Engine::Postgres => postgres::router(mode, &url).await,
+        Engine::MySql => mysql::router(mode, &url).await,
     };
     let router = router.layer(middleware::from_fn(answer));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -84,62 +75,43 @@ pub(crate) async fn serve() {
     axum::serve(listener, router).await.unwrap();
 }
 
-/// The transfer and its record are one transaction.
-async fn transactional(
-    Transaction(mut transaction): Transaction<PostgresTransaction>,
-    headers: HeaderMap,
-    body: String,
-) -> Result<(StatusCode, String), StatusCode> {
-    transfer(&mut transaction, &headers, &body).await
+/// What a client asks for.
+struct Order {
+    /// Its key.
+    request: String,
+    from: i64,
+    to: i64,
+    amount: i64,
 }
 
-/// The transfer is a transaction of its own, as a handler has it that knows of no other.
-async fn beside(
-    State(pool): State<PgPool>,
-    headers: HeaderMap,
-    body: String,
-) -> Result<(StatusCode, String), StatusCode> {
-    let failed = |_| StatusCode::INTERNAL_SERVER_ERROR;
-    let mut transaction = pool.begin().await.map_err(failed)?;
-    let answer = transfer(&mut transaction, &headers, &body).await?;
-    if answer.0 == StatusCode::CREATED {
-        transaction.commit().await.map_err(failed)?;
-        failpoint::reached("between the commits");
+impl Order {
+    fn read(headers: &HeaderMap, body: &str) -> Result<Self, StatusCode> {
+        let numbers: Vec<i64> = body.split(' ').filter_map(|it| it.parse().ok()).collect();
+        let [from, to, amount] = numbers[..] else { return Err(StatusCode::BAD_REQUEST) };
+        let request = headers["idempotency-key"].to_str().unwrap().to_owned();
+        Ok(Self { request, from, to, amount })
     }
-    Ok(answer)
+
+    /// In the order of the accounts, so that no two transfers wait for each other.
+    fn changes(&self) -> [(i64, i64); 2] {
+        let mut changes = [(self.from, -self.amount), (self.to, self.amount)];
+        changes.sort();
+        changes
+    }
 }
 
-async fn transfer(
-    transaction: &mut PgConnection,
-    headers: &HeaderMap,
-    body: &str,
-) -> Result<(StatusCode, String), StatusCode> {
-    let failed = |_: sqlx::Error| StatusCode::INTERNAL_SERVER_ERROR;
-    let numbers: Vec<i64> = body.split(' ').filter_map(|it| it.parse().ok()).collect();
-    let [from, to, amount] = numbers[..] else { return Err(StatusCode::BAD_REQUEST) };
-    let key = headers["idempotency-key"].to_str().unwrap();
-    // The slip comes first: the refusal below has something to undo.
-    let slip = "INSERT INTO transfer (key, payer, payee, amount) VALUES ($1, $2, $3, $4)
-        RETURNING number";
-    let slip = sqlx::query_scalar(slip).bind(key).bind(from).bind(to).bind(amount);
-    let number: i64 = slip.fetch_one(&mut *transaction).await.map_err(failed)?;
-    // In the order of the accounts, so that no two transfers wait for each other.
-    let mut changes = [(from, -amount), (to, amount)];
-    changes.sort();
-    for (account, change) in changes {
-        let change = sqlx::query("UPDATE account SET balance = balance + $2 WHERE id = $1")
-            .bind(account)
-            .bind(change);
-        change.execute(&mut *transaction).await.map_err(failed)?;
-        failpoint::reached("during the work");
+/// What came of it: the number of its slip, unless there was not enough.
+type Transferred = sqlx::Result<Option<i64>>;
+
+/// How a service answers; an error is a status, and not kept.
+type Answered = Result<(StatusCode, String), StatusCode>;
+
+fn answered(transferred: Transferred) -> Answered {
+    match transferred {
+        Ok(Some(number)) => Ok((StatusCode::CREATED, format!("transfer {number}"))),
+        Ok(None) => Ok((StatusCode::UNPROCESSABLE_ENTITY, "not enough".to_owned())),
+        Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
     }
-    let left = sqlx::query_scalar("SELECT balance FROM account WHERE id = $1").bind(from);
-    let left: i64 = left.fetch_one(&mut *transaction).await.map_err(failed)?;
-    failpoint::reached("after the work");
-    if left < 0 {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, "not enough".to_owned()));
-    }
-    Ok((StatusCode::CREATED, format!("transfer {number}")))
 }
 
 /// Outside of the layer: what it answers goes out in two pieces.
