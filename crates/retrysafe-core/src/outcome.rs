@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
+use crate::grpc::GRPC_STATUS;
+
 /// What becomes of work that commits with its record ([`Unit`](crate::Unit)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -54,9 +56,8 @@ pub struct ResponseHead<'a> {
 impl ResponseHead<'_> {
     /// What becomes of the handler's work when this is kept: a refusal has no effect.
     pub fn work(&self) -> Work {
-        const GRPC_STATUS: &str = "grpc-status";
-        let grpc = self.trailers.and_then(|it| it.get(GRPC_STATUS));
-        let grpc = grpc.or_else(|| self.headers.get(GRPC_STATUS));
+        let grpc = self.trailers.and_then(|it| it.get(&GRPC_STATUS));
+        let grpc = grpc.or_else(|| self.headers.get(&GRPC_STATUS));
         let refused = self.status.as_u16() >= 400 || grpc.is_some_and(|status| status != "0");
         if refused { Work::Undone } else { Work::Stays }
     }
