@@ -8,10 +8,13 @@ mod multipart;
 use std::{borrow::Cow, fmt, iter, sync::Arc};
 
 use http::HeaderName;
+use sha2::{Digest as _, Sha256};
 
 use self::keyring::Hash;
 pub use self::{head::RequestHead, keyring::Keyring};
-use crate::{Algorithm, BodyPart, ConfigError, Extent, Fingerprint, JsonPointer, json};
+use crate::{
+    Algorithm, BodyPart, ConfigError, Extent, Fingerprint, JsonPointer, json, preimage::Preimage,
+};
 
 /// Computes the [`Fingerprint`] of a request: what tells a retry from a reuse of the key.
 ///
@@ -204,9 +207,10 @@ impl Fingerprinter {
             Some(bytes) => (self.own, Cow::Owned(bytes)),
             None => (self.raw, Cow::Borrowed(body)),
         };
-        let mut hasher = self.raw_hasher();
-        hasher.update(&digested);
-        self.fingerprint(recipe, head, Some(hasher.so_far(Extent::Whole)))
+        let mut hash = self.hash();
+        hash.update(&digested);
+        let (digest, length) = (hash.finish(), digested.len() as u64);
+        self.fingerprint(recipe, head, Some(BodyPart { digest, length, extent: Extent::Whole }))
     }
 
     /// The fingerprint of a request whose body is longer than what is read up front: the body part
@@ -274,10 +278,12 @@ impl Fingerprinter {
         head: &RequestHead<'_>,
         body: Option<BodyPart>,
     ) -> Fingerprint {
+        let mut preimage = Preimage::default();
+        preimage.bytes(&recipe.algorithm.to_u32().to_be_bytes());
+        preimage.part(recipe.parameters.as_ref().map_or(&[], |parameters| parameters));
+        head.put(&mut preimage, &self.headers);
         let mut hash = self.hash();
-        hash.update(&recipe.algorithm.to_u32().to_be_bytes());
-        hash.part(recipe.parameters.as_ref().map_or(&[], |parameters| parameters));
-        head.digest(&mut hash, &self.headers);
+        hash.update(preimage.as_bytes());
         Fingerprint { algorithm: recipe.algorithm, head: hash.finish(), body }
     }
 
@@ -396,13 +402,13 @@ impl Recipe {
             parameters.iter().map(String::as_str).collect::<Vec<_>>(),
             headers.iter().map(HeaderName::as_str).collect(),
         ];
-        let parameters = lists.iter().any(|list| !list.is_empty()).then(|| {
-            let mut hash = Hash::plain();
+        let parameters: Option<[u8; 32]> = lists.iter().any(|list| !list.is_empty()).then(|| {
+            let mut preimage = Preimage::default();
             for list in &lists {
-                hash.update(&(list.len() as u64).to_be_bytes());
-                list.iter().for_each(|entry| hash.part(entry.as_bytes()));
+                preimage.number(list.len());
+                list.iter().for_each(|entry| preimage.part(entry.as_bytes()));
             }
-            hash.finish()
+            Sha256::digest(preimage.as_bytes()).into()
         });
         let short =
             parameters.map_or(0, |digest| u16::from_be_bytes([digest[0], digest[1]]).max(1));

@@ -36,21 +36,21 @@ pub fn from_the_proxy_only() -> [&'static HeaderName; 3] {
 }
 
 /// What is never kept, whoever changes the list: hop-by-hop, recomputed, or ours.
-fn is_about_the_connection(name: &HeaderName) -> bool {
-    [
-        &header::CONNECTION,
-        &header::TE,
-        &header::TRAILER,
-        &header::TRANSFER_ENCODING,
-        &header::UPGRADE,
-        &header::CONTENT_LENGTH,
-        &IDEMPOTENCY_STATUS,
-        &IDEMPOTENCY_OUTCOME,
-        &IDEMPOTENT_REPLAYED,
-    ]
-    .contains(&name)
-        || name == "keep-alive"
-        || name == "proxy-connection"
+fn is_about_the_connection(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "content-length"
+            | "idempotency-outcome"
+            | "idempotency-status"
+            | "idempotent-replayed"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// What belongs to one moment or one caller, unless it was asked for.
@@ -103,13 +103,14 @@ impl KeptHeaders {
     }
 
     fn keeps(&self, name: &HeaderName) -> bool {
-        if is_about_the_connection(name) {
+        let text = name.as_str();
+        if is_about_the_connection(text) {
             return false;
         }
         if let Some((_, kept)) = self.changes.iter().find(|(changed, _)| changed == name) {
             return *kept;
         }
-        !is_left_out(name.as_str())
+        !is_left_out(text)
     }
 
     /// The headers of a response that are kept, in their order, repeats included.

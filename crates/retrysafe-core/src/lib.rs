@@ -62,6 +62,7 @@ mod memory;
 mod operation;
 mod outcome;
 mod pointer;
+mod preimage;
 mod problem;
 mod record;
 mod scope;

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Entropy, IdempotencyKey, Scope};
+use crate::{Entropy, IdempotencyKey, Scope, preimage::Preimage};
 
 /// `(namespace, scope, key)`, encoded injectively and hashed (S2): two different triples never
 /// share a record.
@@ -17,12 +17,11 @@ pub struct OperationId([u8; 32]);
 impl OperationId {
     /// The id of an operation.
     pub fn new(namespace: &str, scope: &Scope, key: &IdempotencyKey) -> Self {
-        let mut hash = Sha256::new();
+        let mut preimage = Preimage::default();
         for part in [b"retrysafe/1", namespace.as_bytes(), scope.as_bytes(), key.as_bytes()] {
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
+            preimage.part(part);
         }
-        Self(hash.finalize().into())
+        Self(Sha256::digest(preimage.as_bytes()).into())
     }
 
     /// The id that a store has kept.
@@ -169,6 +168,15 @@ mod tests {
         assert_ne!(id("n", "a:b", "c"), id("n", "a", "b:c"));
         assert_ne!(id("na", "b", "c"), id("n", "ab", "c"));
         assert_ne!(id("n", "", "ab"), id("n", "a", "b"));
+    }
+
+    #[test]
+    fn st10_an_operation_keeps_its_id() {
+        // By hand, as S2 says. Another id, and every record that is kept would be lost.
+        let id = id("default", "alice", "8e03978e-40d5-43e8-bc93-6894a57f9324");
+        let mut shown = String::new();
+        id.push_hex(&mut shown);
+        assert_eq!(shown, "150bf722046424857d536e05ddf7fd169554f34aa45d6c15da0c71ec43d48a4a");
     }
 
     #[test]

@@ -316,7 +316,8 @@ fn take_length(rest: &mut Bytes) -> Result<usize, RecordError> {
 fn take_headers(rest: &mut Bytes) -> Result<HeaderMap, RecordError> {
     let count = take_length(rest)?;
     // Each header takes two bytes at least: a lying count can't make us reserve more than that.
-    let mut headers = HeaderMap::try_with_capacity(count.min(rest.len() / 2))
+    // And one more comes: what marks a replay.
+    let mut headers = HeaderMap::try_with_capacity(count.min(rest.len() / 2) + 1)
         .map_err(|_| RecordError::Malformed)?;
     for _ in 0..count {
         let length = take_length(rest)?;

@@ -7,7 +7,7 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
 
-use super::keyring::Hash;
+use crate::preimage::Preimage;
 
 /// What of a request is known before its body.
 ///
@@ -23,14 +23,14 @@ pub struct RequestHead<'a> {
 }
 
 impl RequestHead<'_> {
-    pub(super) fn digest(&self, hash: &mut Hash, chosen: &[HeaderName]) {
-        hash.part(self.method.as_bytes());
-        hash.part(self.target.as_bytes());
-        self.digest_lines(hash, &CONTENT_TYPE, |line, hash| hash.lower_case_part(essence(line)));
-        self.digest_lines(hash, &CONTENT_ENCODING, |line, hash| hash.lower_case_part(line));
+    pub(super) fn put(&self, preimage: &mut Preimage, chosen: &[HeaderName]) {
+        preimage.part(self.method.as_bytes());
+        preimage.part(self.target.as_bytes());
+        self.put_lines(preimage, &CONTENT_TYPE, |line, it| it.lower_case_part(essence(line)));
+        self.put_lines(preimage, &CONTENT_ENCODING, |line, it| it.lower_case_part(line));
         for name in chosen {
-            hash.part(name.as_str().as_bytes());
-            self.digest_lines(hash, name, |line, hash| hash.part(line));
+            preimage.part(name.as_str().as_bytes());
+            self.put_lines(preimage, name, |line, it| it.part(line));
         }
     }
 
@@ -46,10 +46,15 @@ impl RequestHead<'_> {
         self.headers.contains_key(CONTENT_ENCODING)
     }
 
-    fn digest_lines(&self, hash: &mut Hash, name: &HeaderName, digest: impl Fn(&[u8], &mut Hash)) {
+    fn put_lines(
+        &self,
+        preimage: &mut Preimage,
+        name: &HeaderName,
+        put: impl Fn(&[u8], &mut Preimage),
+    ) {
         let lines = self.headers.get_all(name);
-        hash.update(&(lines.iter().count() as u64).to_be_bytes());
-        lines.iter().for_each(|line| digest(line.as_bytes(), hash));
+        preimage.number(lines.iter().count());
+        lines.iter().for_each(|line| put(line.as_bytes(), preimage));
     }
 }
 

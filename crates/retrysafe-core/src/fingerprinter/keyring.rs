@@ -104,24 +104,6 @@ impl Hash {
         }
     }
 
-    /// Takes bytes with their length before them.
-    pub(super) fn part(&mut self, bytes: &[u8]) {
-        self.update(&(bytes.len() as u64).to_be_bytes());
-        self.update(bytes);
-    }
-
-    /// The same, in lower case.
-    pub(super) fn lower_case_part(&mut self, bytes: &[u8]) {
-        self.update(&(bytes.len() as u64).to_be_bytes());
-        for piece in bytes.chunks(64) {
-            let mut buffer = [0; 64];
-            let lower = &mut buffer[..piece.len()];
-            lower.copy_from_slice(piece);
-            lower.make_ascii_lowercase();
-            self.update(lower);
-        }
-    }
-
     pub(super) fn finish(self) -> [u8; 32] {
         match self {
             Self::Plain(hash) => hash.finalize().into(),

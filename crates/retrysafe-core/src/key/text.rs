@@ -17,6 +17,15 @@ impl Text {
     const SHORT: usize = 38;
 }
 
+impl Text {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { bytes, length } => &bytes[..usize::from(*length)],
+            Self::Long(text) => text.as_bytes(),
+        }
+    }
+}
+
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
         let mut bytes = [0; Self::SHORT];
@@ -41,7 +50,7 @@ impl Deref for Text {
 
     fn deref(&self) -> &str {
         match self {
-            Self::Short { bytes, length } => str::from_utf8(&bytes[..usize::from(*length)])
+            Self::Short { .. } => str::from_utf8(self.as_bytes())
                 .unwrap_or_else(|_| unreachable!("it was copied from a text")),
             Self::Long(text) => text,
         }
@@ -50,7 +59,7 @@ impl Deref for Text {
 
 impl PartialEq for Text {
     fn eq(&self, other: &Self) -> bool {
-        **self == **other
+        self.as_bytes() == other.as_bytes()
     }
 }
 
