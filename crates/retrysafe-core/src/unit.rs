@@ -40,6 +40,10 @@ pub type PointFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// Each call looks whether this is still the live attempt, in the transaction that it commits, and
 /// answers `false` if it is not: then nothing has changed. Dropping a future leaves nothing half done.
 pub trait Points: Send + Sync {
+    /// Whether nobody has asked before. An attempt has one row of phases: two would not know what the
+    /// other one keeps.
+    fn take(&self) -> bool;
+
     /// What attempts of this operation have kept last. It can't change under the live attempt.
     fn kept(&self) -> PointFuture<'_, Option<Bytes>>;
 

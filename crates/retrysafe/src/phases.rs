@@ -84,6 +84,9 @@ pub struct Phases<T> {
     kept: Option<BTreeMap<String, String>>,
     /// Whether it can be seen that there are phases.
     marked: bool,
+    /// Whether a commit was begun whose end was not seen. What is kept is not known here any more, and
+    /// keeping something else would lose it.
+    in_doubt: bool,
     /// The call, if it is kept as well.
     call: Option<Arc<str>>,
     named: HashSet<String>,
@@ -108,6 +111,9 @@ pub enum PhaseError<E> {
     Unreadable(serde_json::Error),
     /// A part of this name was done in this attempt already.
     Repeated,
+    /// An earlier part of this attempt was dropped, or failed, while it was being kept. Whether it is,
+    /// the next attempt finds out, and goes on; this one can't.
+    InDoubt,
 }
 
 /// The name under which the call itself is kept. No part has it.
@@ -146,7 +152,7 @@ impl<T: FromAttempt> Phases<T> {
         // request's own.
         let mark = (!self.marked).then(|| encode(self.kept.as_ref())).transpose();
         let mark = mark.map_err(PhaseError::Unreadable)?;
-        held(self.points.commit(mark).await)?;
+        self.commit(mark).await?;
         self.marked = true;
         let result = call(self.attempt.derive_key(name)).await.map_err(PhaseError::Failed)?;
         self.keep(name, &result).await
@@ -191,6 +197,7 @@ impl<T: FromAttempt> Phases<T> {
     ///
     /// Dropped, it changes nothing.
     pub async fn transaction(self) -> Result<T, PhaseError<std::convert::Infallible>> {
+        self.check_doubt()?;
         held(self.points.open().await)?;
         T::from_attempt(&self.attempt).map_err(PhaseError::NotLent)
     }
@@ -205,6 +212,7 @@ impl<T: FromAttempt> Phases<T> {
         &mut self,
         name: &str,
     ) -> Result<Option<R>, PhaseError<E>> {
+        self.check_doubt()?;
         if !self.named.insert(name.to_owned()) {
             return Err(PhaseError::Repeated);
         }
@@ -226,6 +234,18 @@ impl<T: FromAttempt> Phases<T> {
         kept.map(|kept| serde_json::from_str(kept).map_err(PhaseError::Unreadable)).transpose()
     }
 
+    /// Dropped or failed, it may be done or not: nothing else is kept after it.
+    async fn commit<E>(&mut self, points: Option<Bytes>) -> Result<(), PhaseError<E>> {
+        self.in_doubt = true;
+        let answer = self.points.commit(points).await;
+        self.in_doubt = answer.is_err();
+        held(answer)
+    }
+
+    fn check_doubt<E>(&self) -> Result<(), PhaseError<E>> {
+        if self.in_doubt { Err(PhaseError::InDoubt) } else { Ok(()) }
+    }
+
     /// Commits a result, and gives it as every later attempt gets it.
     async fn keep<R: Serialize + DeserializeOwned, E>(
         &mut self,
@@ -239,7 +259,7 @@ impl<T: FromAttempt> Phases<T> {
         let mut kept = self.kept.clone().unwrap_or_default();
         kept.insert(name.to_owned(), result);
         let points = encode(Some(&kept)).map_err(PhaseError::Unreadable)?;
-        held(self.points.commit(Some(points)).await)?;
+        self.commit(Some(points)).await?;
         half_done.0 = None;
         (self.kept, self.marked) = (Some(kept), true);
         Ok(given)
@@ -273,9 +293,12 @@ fn held<E>(answer: Result<bool, StoreError>) -> Result<(), PhaseError<E>> {
 impl<T> FromAttempt for Phases<T> {
     fn from_attempt(attempt: &Attempt) -> Result<Self, NotLent> {
         let points = attempt.points().ok_or(NotLent::Absent)?;
+        if !points.take() {
+            return Err(NotLent::InUse);
+        }
         let (attempt, named) = (attempt.clone(), HashSet::from([CALL.to_owned()]));
-        let (kept, call, marked) = (None, None, false);
-        Ok(Self { attempt, points, kept, marked, call, named, lends: PhantomData })
+        let (kept, call, marked, in_doubt) = (None, None, false, false);
+        Ok(Self { attempt, points, kept, marked, in_doubt, call, named, lends: PhantomData })
     }
 }
 
@@ -295,6 +318,7 @@ impl PhaseError<std::convert::Infallible> {
             Self::Store(error) => PhaseError::Store(error),
             Self::Unreadable(error) => PhaseError::Unreadable(error),
             Self::Repeated => PhaseError::Repeated,
+            Self::InDoubt => PhaseError::InDoubt,
         }
     }
 }
@@ -305,7 +329,7 @@ impl<E> PhaseError<E> {
         let again = "Not all of it was done. A retry with the same key goes on.";
         match self {
             Self::Lost => Problem::new(Code::InProgress, "Another attempt goes on with it."),
-            Self::Store(_) => Problem::new(Code::StoreUnavailable, again),
+            Self::Store(_) | Self::InDoubt => Problem::new(Code::StoreUnavailable, again),
             Self::Failed(_) | Self::NotLent(_) | Self::Unreadable(_) | Self::Repeated => {
                 Problem::new(Code::HandlerFailed, again)
             }
@@ -322,6 +346,7 @@ impl<E> fmt::Display for PhaseError<E> {
             Self::Store(_) => "the store failed",
             Self::Unreadable(_) => "a result can't be written or read",
             Self::Repeated => "two parts of an attempt have one name",
+            Self::InDoubt => "it is not known whether an earlier part was kept",
         })
     }
 }
@@ -333,7 +358,7 @@ impl<E: Error + 'static> Error for PhaseError<E> {
             Self::NotLent(why) => Some(why),
             Self::Store(error) => Some(error),
             Self::Unreadable(error) => Some(error),
-            Self::Lost | Self::Repeated => None,
+            Self::Lost | Self::Repeated | Self::InDoubt => None,
         }
     }
 }

@@ -135,6 +135,8 @@ pub(crate) struct Work {
     retention: Duration,
     hold: Duration,
     undo: AtomicBool,
+    /// Whether there are phases.
+    taken: AtomicBool,
     /// Held by who begins or ends the transaction.
     turn: Mutex<()>,
     state: std::sync::Mutex<State>,
@@ -168,9 +170,9 @@ pub(super) enum Ended {
 impl Work {
     pub(super) fn new(records: SqliteStore, lease: Lease, claim: &Claim, hold: Duration) -> Self {
         let (lease_for, retention) = (claim.lease, claim.retention);
-        let (undo, turn) = (AtomicBool::new(false), Mutex::new(()));
+        let (undo, taken, turn) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::new(()));
         let state = std::sync::Mutex::new(State::Closed);
-        Self { records, lease, lease_for, retention, hold, undo, turn, state }
+        Self { records, lease, lease_for, retention, hold, undo, taken, turn, state }
     }
 
     pub(super) fn is_of(&self, lease: &Lease) -> bool {
@@ -289,6 +291,10 @@ impl Unit for Work {
 }
 
 impl Points for Work {
+    fn take(&self) -> bool {
+        !self.taken.swap(true, Ordering::AcqRel)
+    }
+
     fn kept(&self) -> PointFuture<'_, Option<Bytes>> {
         Box::pin(async {
             let id = self.lease.id;

@@ -16,12 +16,12 @@ use axum::{
     routing::post,
 };
 use retrysafe_axum::{
-    FromAttempt as _, Held, IdempotentRouter as _, OnUnknownOutcome, PhaseError, Phases,
-    Store as _, Transaction,
+    CurrentAttempt, FromAttempt as _, Held, IdempotentRouter as _, NotLent, OnUnknownOutcome,
+    PhaseError, Phases, Store as _, Transaction,
 };
 use retrysafe_sqlite::{SqliteTransaction, Undone};
 use retrysafe_testkit::ManualClock;
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::{App, Bank, PATIENCE, Tx, claim, credit, work};
 
@@ -244,6 +244,47 @@ async fn a_step_that_is_dropped_half_done_leaves_nothing() {
     });
     assert_eq!(app.post("one").await.status, StatusCode::CREATED);
     assert_eq!((reserved(&bank), bank.finished()), (0, 1));
+}
+
+/// It is kept, and this attempt does not know: what it kept next would take its place.
+#[tokio::test]
+async fn a_part_that_is_dropped_while_it_is_kept_is_the_last_of_its_attempt() {
+    let bank = Bank::new();
+    let app = bank.app(move |Transaction(mut phases): InPhases| async move {
+        let written = &Notify::new();
+        let step = phases.step("reserve", |transaction| async move {
+            reserve(&transaction).await?;
+            written.notify_one();
+            Ok::<_, StatusCode>(())
+        });
+        tokio::select! {
+            biased;
+            kept = step => kept.unwrap(),
+            () = written.notified() => {}
+        }
+        let charged = phases.phase("charge", |_| async { Ok::<_, StatusCode>(7) }).await;
+        match charged {
+            Ok(_) => StatusCode::CREATED,
+            Err(PhaseError::InDoubt) => StatusCode::SERVICE_UNAVAILABLE,
+            Err(error) => panic!("{error}"),
+        }
+    });
+    assert_eq!(app.post("one").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    let retry = app.post("one").await;
+    assert_eq!(retry.status, StatusCode::CREATED, "{:?}", retry.body);
+    assert_eq!((reserved(&bank), bank.finished()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_attempt_has_one_row_of_phases() {
+    let bank = Bank::new();
+    let app = bank.app(move |attempt: CurrentAttempt| async move {
+        let first = Phases::<SqliteTransaction>::from_attempt(&attempt);
+        let second = Phases::<SqliteTransaction>::from_attempt(&attempt);
+        assert!(first.is_ok() && matches!(second, Err(NotLent::InUse)));
+        StatusCode::CREATED
+    });
+    assert_eq!(app.post("one").await.status, StatusCode::CREATED);
 }
 
 #[tokio::test]

@@ -115,6 +115,10 @@ impl<DB: Database> Slot<DB> {
 }
 
 impl<DB: Database> Points for Slot<DB> {
+    fn take(&self) -> bool {
+        self.take_parts()
+    }
+
     fn kept(&self) -> PointFuture<'_, Option<Bytes>> {
         Box::pin(async {
             let (parts, lease, _) = self.parts()?;

@@ -87,6 +87,8 @@ pub(crate) struct Slot<DB: Database> {
     named: AtomicBool,
     /// Whether something may have been written in no such part.
     loose: AtomicBool,
+    /// Whether its parts are named by somebody.
+    taken: AtomicBool,
     parts: OnceLock<Known<DB>>,
 }
 
@@ -134,6 +136,7 @@ impl<DB: Database> Slot<DB> {
             committed: AtomicBool::new(false),
             named: AtomicBool::new(false),
             loose: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
             parts: OnceLock::new(),
         })
     }
@@ -171,6 +174,10 @@ impl<DB: Database> Slot<DB> {
 
     pub(crate) fn is_between(&self) -> bool {
         matches!(*self.state(), State::Between)
+    }
+
+    pub(super) fn take_parts(&self) -> bool {
+        !self.taken.swap(true, Ordering::AcqRel)
     }
 
     pub(super) fn is_loose(&self) -> bool {
