@@ -104,7 +104,8 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for CurrentAttempt {
 }
 
 /// The transaction that commits with the record, where the layer's store lends one: `T` is that
-/// store's, such as `PostgresTransaction` of `retrysafe-sqlx`.
+/// store's, such as `PostgresTransaction` of `retrysafe-sqlx`, or [`Phases`](retrysafe::Phases) of it, for
+/// a handler that calls other services in between.
 ///
 /// It is lent until the value is dropped, to one at a time. A request without a key has none: it is
 /// answered with `missing_key`. One *with* a key whose store lends no `T`, or that has lent it to

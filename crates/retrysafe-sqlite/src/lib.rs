@@ -56,6 +56,11 @@
 //! A new file may be read by its user alone, because it holds responses. Create an empty file with
 //! other rights beforehand if several users share it.
 //!
+//! # Among the service's own tables
+//!
+//! [`TransactionalSqlite`] keeps its records in the service's own file, and commits them with what the
+//! handler writes there, through the same thread: exactly once.
+//!
 //! # Beside sqlx
 //!
 //! The requirement on rusqlite is a range, so that one lock file can hold this crate and sqlx 0.9

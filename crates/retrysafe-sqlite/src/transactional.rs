@@ -213,7 +213,10 @@ impl Store for TransactionalSqlite {
         };
         let failed = match work.end() {
             Ended::Without => {
-                return self.records.complete(lease, fingerprint, payload, retention).await;
+                match self.records.complete(lease, fingerprint, payload, retention).await {
+                    Ok(held) => return Ok(held),
+                    Err(error) => Undone::Store(Arc::new(error)).into_store_error(self.path()),
+                }
             }
             Ended::With(open) => {
                 match open.complete(fingerprint.clone(), payload, retention).await {
@@ -223,7 +226,8 @@ impl Store for TransactionalSqlite {
             }
             Ended::Undone(why) => why.into_store_error(self.path()),
         };
-        // The key is free before the answer says that nothing has happened.
+        // The key is free before the answer says that nothing has happened; and if it has after all,
+        // this changes nothing.
         if let Err(error) = self.free(lease, work.retention()).await {
             tracing::error!(operation = %lease.id, %error, "a key is free when its lease is over");
         }

@@ -65,6 +65,12 @@
 //! way from `settle.rs` on, with the operation's name in the place of method and path. A [`Batch`] is
 //! many of them.
 //!
+//! # Exactly once
+//!
+//! A store in the service's own database can commit its record with the work: it lends the handler a
+//! transaction ([`FromAttempt`]). A handler that calls other services is cut into [`Phases`], which are
+//! kept between the calls; a [`Completer`] goes on with what was abandoned there.
+//!
 //! # Order of layers
 //!
 //! Put the layer inside of authentication (it needs to know who calls), inside of rate limits and

@@ -58,8 +58,8 @@ pub enum Undone {
     /// The attempt has ended.
     #[error("the attempt is over")]
     Over,
-    /// It could not begin.
-    #[error("the transaction could not begin: {0}")]
+    /// It could not begin, or not be committed.
+    #[error("the transaction could not begin, or not be committed: {0}")]
     Store(#[source] Arc<StoreError>),
 }
 

@@ -213,17 +213,29 @@ async fn a_constraint_that_fails_at_the_commit_is_503_in_sqlite() {
 
 #[tokio::test]
 async fn a_disk_without_room_for_the_answer_keeps_nothing_of_the_work() {
-    let bank = Bank::with(|store| {
-        store.prepare(|connection| connection.pragma_update(None, "max_page_count", 32))
-    });
-    let app = bank.app(|Transaction(transaction): Tx| async move {
-        credit(&transaction, 1).await.unwrap();
-        "large".repeat(100_000)
-    });
-    let refused = app.post("one").await;
-    assert_eq!(refused.code(), "store_unavailable");
-    assert!(!refused.headers.contains_key("idempotency-status"));
-    assert_eq!((bank.balance(), bank.finished()), (0, 0));
+    for status in [StatusCode::CREATED, StatusCode::UNPROCESSABLE_ENTITY] {
+        let bank = Bank::with(|store| {
+            store.prepare(|connection| connection.pragma_update(None, "max_page_count", 32))
+        });
+        let runs = Arc::new(AtomicU32::new(0));
+        let app = bank.app(move |Transaction(transaction): Tx| {
+            let first = runs.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                credit(&transaction, 1).await.unwrap();
+                match first {
+                    true => (status, "large".repeat(100_000)),
+                    false => (StatusCode::CREATED, "small".to_owned()),
+                }
+            }
+        });
+        let refused = app.post("one").await;
+        assert_eq!(refused.code(), "store_unavailable");
+        assert!(!refused.headers.contains_key("idempotency-status"));
+        assert_eq!((bank.balance(), bank.finished()), (0, 0));
+        // Its key is free, whoever it belonged to.
+        assert_eq!(app.post("one").await.body, "small");
+        assert_eq!((bank.balance(), bank.finished()), (1, 1));
+    }
 }
 
 #[tokio::test]

@@ -56,6 +56,13 @@ pub type MySqlTransaction = SharedTransaction<MySql>;
 /// A commit whose answer is lost is looked up. If it can't be found the answer is 503, never
 /// `not-recorded`, and the retry finds out.
 ///
+/// # Calls to other services
+///
+/// No transaction should be open while somebody else is called. `Phases` of `retrysafe` cut a handler
+/// at its calls, and commit what is known between them, with the claim. From the first of these commits
+/// on the attempt holds its operation by the layer's lease; an attempt that dies then, or fails, is
+/// taken over by the next, which goes on after the last commit, with a higher fence.
+///
 /// # Duplicates
 ///
 /// A duplicate waits up to [`wait`](TransactionalMySqlBuilder::wait), in whole seconds where it is

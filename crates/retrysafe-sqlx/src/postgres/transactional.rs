@@ -59,6 +59,13 @@ pub type PostgresTransaction = SharedTransaction<Postgres>;
 /// `not-recorded`, and the retry finds out: it waits for the row if the transaction is still under
 /// way.
 ///
+/// # Calls to other services
+///
+/// No transaction should be open while somebody else is called. `Phases` of `retrysafe` cut a handler
+/// at its calls, and commit what is known between them, with the claim. From the first of these commits
+/// on the attempt holds its operation by the layer's lease; an attempt that dies then, or fails, is
+/// taken over by the next, which goes on after the last commit, with a higher fence.
+///
 /// # Duplicates
 ///
 /// A duplicate waits up to [`wait`](TransactionalPostgresBuilder::wait), and is then in progress
