@@ -137,6 +137,9 @@ async fn bad_input_is_one_clear_line() {
     let line = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && line.contains("no/such/folder"), "{line}");
     assert_eq!(line.lines().count(), 1, "{line}");
+    let output = Command::new(env!("CARGO_BIN_EXE_client-retry")).arg("orders").output();
+    let line = String::from_utf8(output.await.unwrap().stderr).unwrap();
+    assert!(line.contains("'orders' for '<URL>'"), "{line}");
     // Nobody there: nothing was done, and nothing is unknown.
     let (said, numbers) = client_retry("http://127.0.0.1:1/orders", &["--calls", "2"]).await;
     assert_eq!(numbers[..4], [2, 0, 0, 2], "{said}");

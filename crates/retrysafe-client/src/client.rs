@@ -98,7 +98,8 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Builds a [`Client`], an [`IdempotencyMiddleware`] or a [`ClientLayer`].
+/// Builds a [`Client`], or what makes the same calls for others: an [`IdempotencyMiddleware`], a
+/// [`ClientLayer`], or, with the feature `tonic`, a client for unary gRPC calls.
 pub struct ClientBuilder {
     settings: Settings,
     journal: Option<Arc<dyn Journal>>,

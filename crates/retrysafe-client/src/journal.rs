@@ -87,6 +87,9 @@ pub enum Known {
     Answered(StatusCode),
 }
 
+/// How long what is settled is remembered, after the newest of all.
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// A request that was about to be sent.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -62,6 +62,10 @@ impl UnaryClient {
             let problem = "put the key into the message, and name it by an extension";
             return Err(ConfigError::new("key_in_body", problem));
         };
+        if !calls.settings.dialect.methods.cover(&Method::POST) {
+            let problem = "every gRPC call is a POST, and no key would be made for it";
+            return Err(ConfigError::new("methods", problem));
+        }
         let metadata = AsciiMetadataKey::from_bytes(name.as_str().as_bytes())
             .map_err(|_| ConfigError::new("header", "it can't be the name of gRPC metadata"))?;
         Ok(Self { origin: format!("{GRPC}{authority}").into(), metadata, calls })
@@ -151,7 +155,7 @@ impl UnaryClient {
                 metadata.insert(self.metadata.clone(), value);
                 Ok(key)
             }
-            // The settings say: into a header, on every POST.
+            // The settings were checked: into a header, on every POST.
             Keyed::No | Keyed::Body(..) => Err(NoKey::NotAnObject),
         }
     }

@@ -18,13 +18,14 @@ use std::{
 
 use clap::Parser;
 use futures_util::{StreamExt as _, stream};
+use reqwest::{StatusCode, Url};
 use retrysafe_client::{Client, FileJournal, OutcomeUnknown, ResumedOutcome, RetryPolicy};
 
 /// Posts orders, and loses none.
 #[derive(Parser)]
 struct Arguments {
     /// Where orders are posted: http://HOST:PORT/orders.
-    url: String,
+    url: Url,
 
     /// How many orders are placed.
     #[arg(long, default_value_t = 100)]
@@ -101,12 +102,22 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     let mut orders = orders.buffer_unordered(arguments.concurrency.max(1));
     let mut count = Count::default();
     while let Some(placed) = orders.next().await {
-        match placed {
-            Ok(true) => count.succeeded += 1,
-            Ok(false) => count.failed += 1,
-            Err(error) if OutcomeUnknown::of(&error).is_some() => count.unknown += 1,
-            Err(_) => count.failed += 1,
+        let failure = match placed {
+            Ok(status) if status.is_success() => {
+                count.succeeded += 1;
+                continue;
+            }
+            Err(error) if OutcomeUnknown::of(&error).is_some() => {
+                count.unknown += 1;
+                continue;
+            }
+            Ok(status) => status.to_string(),
+            Err(error) => told(&error),
+        };
+        if count.failed == 0 {
+            eprintln!("the first that failed: {failure}");
         }
+        count.failed += 1;
     }
     println!(
         "calls={} succeeded={} unknown={} failed={} attempts={}",
@@ -119,11 +130,11 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Places one order, under a key of its own that all its attempts share. Says whether it was accepted.
-async fn place(client: &Client, url: &str, number: u64) -> reqwest_middleware::Result<bool> {
+/// Places one order, under a key of its own that all its attempts share. Says how it was answered.
+async fn place(client: &Client, url: &Url, number: u64) -> reqwest_middleware::Result<StatusCode> {
     let order = format!(r#"{{"item":"book {number}","amount":{}}}"#, 1_000 + number);
-    let request = client.post(url).header("content-type", "application/json").body(order);
-    Ok(request.send().await?.status().is_success())
+    let request = client.post(url.clone()).header("content-type", "application/json").body(order);
+    Ok(request.send().await?.status())
 }
 
 /// Counts what is sent.

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 #[derive(Parser)]
 struct Arguments {
     /// The chat completions of an API of OpenAI's shape.
-    url: String,
+    url: reqwest::Url,
 
     /// The question.
     #[arg(long)]
@@ -76,7 +76,8 @@ async fn run(arguments: Arguments) -> Result<(), String> {
 
     let mut printed = 0;
     for _ in 0..STREAMS {
-        let mut request = client.post(&arguments.url).header("content-type", "application/json");
+        let mut request =
+            client.post(arguments.url.clone()).header("content-type", "application/json");
         if let Ok(token) = std::env::var("OPENAI_API_KEY") {
             request = request.bearer_auth(token);
         }

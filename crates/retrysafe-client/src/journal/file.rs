@@ -17,7 +17,7 @@ use retrysafe_core::{IdempotencyKey, OperationId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Begun, Entry, Journal, JournalError, Known, Settled,
+    Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
     writer::{Change, Pages, Writer},
 };
 
@@ -58,9 +58,6 @@ impl Journal for FileJournal {
         self.0.unknown()
     }
 }
-
-/// How long what is settled is remembered, after the newest of all.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// After how many lines it is looked whether there are some that nobody needs.
 const TIDY_EVERY: usize = 100_000;

@@ -9,7 +9,7 @@ use retrysafe_core::{IdempotencyKey, OperationId};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    Begun, Entry, Journal, JournalError, Known, Settled,
+    Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
     file::{milliseconds, text_of, value_of},
     writer::{Change, Pages, Writer},
 };
@@ -57,9 +57,6 @@ impl Journal for SqliteJournal {
     }
 }
 
-/// How long what is settled is remembered.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
-
 struct Table(Connection);
 
 const SCHEMA: &str = "
@@ -83,7 +80,7 @@ const BEGIN: &str = "
     INSERT INTO retrysafe_journal (operation, key, method, url, headers, body, first_sent)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
     ON CONFLICT (operation) DO UPDATE SET
-        url = excluded.url, headers = excluded.headers, body = excluded.body,
+        method = excluded.method, url = excluded.url, headers = excluded.headers, body = excluded.body,
         first_sent = min(first_sent, excluded.first_sent), status = NULL, settled_at = NULL
     RETURNING first_sent
 ";

@@ -175,7 +175,10 @@ where
         request: Request<Bytes>,
         resumed: Option<Duration>,
     ) -> Result<Response<Bytes>, Error> {
-        let target: PathAndQuery = path.parse().map_err(Error::inner)?;
+        let target = path.parse().ok().filter(|it: &PathAndQuery| it.path().starts_with('/'));
+        let Some(target) = target else {
+            return Err(Error::inner(format!("`{path}` is not the path of a gRPC method")));
+        };
         let url = format!("{}{target}", self.unary.origin);
         let message = request.get_ref().clone();
         let about = About { url: &url, message: &message, resumed };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use prost::Message as _;
 use retrysafe_client::{
-    ConfigError, ContentKey, Error, ErrorKind, FileJournal, IdempotencyKey, KeySource,
+    ConfigError, ContentKey, Dialect, Error, ErrorKind, FileJournal, IdempotencyKey, KeySource,
     OutcomeUnknown, ShareAnswers, Unknown,
 };
 use tonic::{Code, Request, Response, Status, body::Body, client::GrpcService};
@@ -213,7 +213,9 @@ async fn a_journaled_call_is_answered_as_any_other() {
     let call = |path| orders.call::<String, String>(path, "book".to_owned());
     assert_eq!(call("/shop.Orders/Place").await.unwrap().into_inner(), "placed");
     assert!(orders.resume().await.unwrap().is_empty());
-    assert_eq!(call("no path").await.unwrap_err().kind(), ErrorKind::Inner);
+    for no_path in ["no path", "shop.Orders/Place", ""] {
+        assert_eq!(call(no_path).await.unwrap_err().kind(), ErrorKind::Inner, "{no_path}");
+    }
 }
 
 #[test]
@@ -225,6 +227,9 @@ fn what_could_not_work_is_found_when_it_is_built() {
     assert_eq!(setting(builder().journaled_unary("a", ()).unwrap_err()), "journal");
     let shared = builder().share_answers(ShareAnswers::default());
     assert_eq!(setting(shared.unary("a").unwrap_err()), "share_answers");
+    let mut dialect = Dialect::draft07();
+    dialect.methods = [http::Method::PATCH].into_iter().collect();
+    assert_eq!(setting(builder().dialect(dialect).unary("a").unwrap_err()), "methods");
     let content = KeySource::Content(ContentKey::builder().build().unwrap());
     assert_eq!(setting(builder().keys(content).unary("a").unwrap_err()), "key");
 }
