@@ -36,7 +36,7 @@ use crate::{
 /// What ends a benchmark early is told to whoever runs it, and nothing else.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | CLIENT | EXACT | STORES | SWEEP | TONIC ...]";
+const USAGE: &str = "usage: bench [--quick] [all | P1 P2 P3 P4 P5 P6 P7 P8 P9 P10 P11 P12 P13 | ACTIX | CLIENT | EXACT | INSTRUCTIONS | STORES | SWEEP | TONIC ...]";
 
 /// What measures one or more targets.
 struct Group {
@@ -44,11 +44,12 @@ struct Group {
     measure: fn(Effort) -> Outcome<Vec<Row>>,
 }
 
-const GROUPS: [Group; 24] = [
+const GROUPS: [Group; 25] = [
     Group { targets: &["P1"], measure: instructions::measure },
     Group { targets: &["P1", "P2", "P3", "P13"], measure: in_process::measure },
     Group { targets: &["TONIC"], measure: tonic::measure },
     Group { targets: &["ACTIX"], measure: actix::measure },
+    Group { targets: &["INSTRUCTIONS"], measure: instructions::doors },
     Group { targets: &["P4"], measure: loopback::measure },
     Group { targets: &["P5"], measure: round_trips::measure },
     Group { targets: &["P5"], measure: servers::round_trips },

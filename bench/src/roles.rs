@@ -19,9 +19,10 @@ use tokio::{
 use tower::make::Shared;
 
 use crate::{
-    Outcome, in_process, instructions, load,
+    Outcome, actix, in_process, instructions, load,
     orders::{self, Orders},
     process::LISTENING,
+    tonic,
 };
 
 /// The first argument of a role.
@@ -29,7 +30,7 @@ pub(crate) const ROLE: &str = "role";
 /// Answers requests without a key in process.
 pub(crate) const KEYLESS: &str = "keyless";
 /// Answers requests of one variant in process, for a profiler.
-const DRIVE: &str = "drive";
+pub(crate) const DRIVE: &str = "drive";
 /// Serves orders over HTTP.
 pub(crate) const SERVE: &str = "serve";
 /// Serves uploads over HTTP, guarded.
@@ -42,6 +43,11 @@ pub(crate) const BARE: &str = "bare";
 /// The orders service with the layer.
 pub(crate) const GUARDED: &str = "guarded";
 
+/// The doors that are driven.
+pub(crate) const TOWER: &str = "tower";
+pub(crate) const ACTIX: &str = "actix";
+pub(crate) const TONIC: &str = "tonic";
+
 /// Plays a role until it is over or the process is ended.
 pub(crate) fn play(arguments: &[String]) -> Outcome<()> {
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -52,9 +58,11 @@ pub(crate) fn play(arguments: &[String]) -> Outcome<()> {
         [KEYLESS, GUARDED, requests] => {
             instructions::answer_keyless(orders::guarded(store()?)?, requests.parse()?)
         }
-        [DRIVE, variant, requests] => {
+        [DRIVE, TOWER, variant, requests] => {
             in_process::Services::start()?.drive_many(variant, requests.parse()?)
         }
+        [DRIVE, ACTIX, variant, requests] => actix::drive_many(variant, requests.parse()?),
+        [DRIVE, TONIC, variant, requests] => tonic::drive_many(variant, requests.parse()?),
         [SERVE, BARE] => block_on(async { serve(orders::bare()).await }),
         [SERVE, GUARDED] => block_on(async { serve(orders::guarded(store()?)?).await }),
         [UPLOADS] => block_on(async { serve(uploads()?).await }),

@@ -39,6 +39,8 @@ const REPLAY: usize = 2;
 const NOTHING: usize = 3;
 const VARIANTS: usize = 4;
 
+const NAMES: [&str; VARIANTS] = ["bare", "first", "replay", "nothing"];
+
 struct Bank;
 
 #[tonic::async_trait]
@@ -160,6 +162,13 @@ where
         }
     }
     Ok(())
+}
+
+/// Answers many requests of a variant by its name, for whoever counts.
+pub(crate) fn drive_many(variant: &str, requests: usize) -> Outcome<()> {
+    let variant = NAMES.iter().position(|name| *name == variant).ok_or("no such variant")?;
+    let mut services = Services::start()?;
+    (0..requests.div_ceil(BATCH)).try_for_each(|_| services.drive(variant).map(drop))
 }
 
 pub(crate) fn measure(effort: Effort) -> Outcome<Vec<Row>> {

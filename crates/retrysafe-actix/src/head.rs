@@ -7,6 +7,7 @@ use actix_web::http::{
         HeaderMap as ActixHeaderMap, HeaderName as ActixHeaderName, HeaderValue as ActixHeaderValue,
     },
 };
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     uri::{InvalidUri, PathAndQuery},
@@ -46,11 +47,16 @@ pub(crate) fn status(status: StatusCode) -> ActixStatusCode {
 }
 
 pub(crate) fn headers(from: &ActixHeaderMap) -> HeaderMap {
+    // One piece of memory for all values, instead of one for each.
+    let mut values = Vec::with_capacity(from.iter().map(|(_, value)| value.len()).sum());
+    from.iter().for_each(|(_, value)| values.extend_from_slice(value.as_bytes()));
+    let mut values = Bytes::from(values);
     let mut headers = HeaderMap::with_capacity(from.len());
     for (name, value) in from {
+        let value = values.split_to(value.len());
         // Both versions accept the same bytes.
         if let Ok(name) = HeaderName::from_bytes(name.as_str().as_bytes())
-            && let Ok(value) = HeaderValue::from_bytes(value.as_bytes())
+            && let Ok(value) = HeaderValue::from_maybe_shared(value)
         {
             headers.append(name, value);
         }

@@ -278,7 +278,7 @@ impl Fingerprinter {
         head: &RequestHead<'_>,
         body: Option<BodyPart>,
     ) -> Fingerprint {
-        let mut preimage = Preimage::default();
+        let mut preimage = Preimage::new();
         preimage.bytes(&recipe.algorithm.to_u32().to_be_bytes());
         preimage.part(recipe.parameters.as_ref().map_or(&[], |parameters| parameters));
         head.put(&mut preimage, &self.headers);
@@ -403,7 +403,7 @@ impl Recipe {
             headers.iter().map(HeaderName::as_str).collect(),
         ];
         let parameters: Option<[u8; 32]> = lists.iter().any(|list| !list.is_empty()).then(|| {
-            let mut preimage = Preimage::default();
+            let mut preimage = Preimage::new();
             for list in &lists {
                 preimage.number(list.len());
                 list.iter().for_each(|entry| preimage.part(entry.as_bytes()));

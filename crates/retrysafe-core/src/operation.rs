@@ -17,7 +17,7 @@ pub struct OperationId([u8; 32]);
 impl OperationId {
     /// The id of an operation.
     pub fn new(namespace: &str, scope: &Scope, key: &IdempotencyKey) -> Self {
-        let mut preimage = Preimage::default();
+        let mut preimage = Preimage::new();
         for part in [b"retrysafe/1", namespace.as_bytes(), scope.as_bytes(), key.as_bytes()] {
             preimage.part(part);
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::Uri;
+use http::{Uri, uri::PathAndQuery};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::body::Body;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// One that is longer than what is read ahead is the handler's to wait for.
 pub(crate) struct Closing {
     body: Body,
-    uri: Uri,
+    method: Option<PathAndQuery>,
     /// What is still read ahead.
     ahead: usize,
     place: Place,
@@ -46,7 +46,8 @@ struct Place {
 impl Closing {
     pub(crate) fn new(body: Body, uri: &Uri, inline_body: usize) -> Self {
         let (ahead, place) = (inline_body.saturating_add(1), Place::default());
-        Self { body, uri: uri.clone(), ahead, place, waited: None }
+        let method = uri.path_and_query().cloned();
+        Self { body, method, ahead, place, waited: None }
     }
 
     pub(crate) fn into_inner(self) -> Body {
@@ -99,7 +100,7 @@ impl HttpBody for Closing {
                 let waited = this.waited.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
                 waited.as_mut().poll(cx).map(|()| {
                     tracing::warn!(
-                        method = this.uri.path(),
+                        method = this.method.as_ref().map(PathAndQuery::path),
                         "a request stays open: is it really a unary method that is listed?",
                     );
                     Some(Err(StaysOpen.into()))

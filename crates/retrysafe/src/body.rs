@@ -186,7 +186,7 @@ impl fmt::Display for IncompleteBody {
 
 impl Error for IncompleteBody {}
 
-/// A request body of which the beginning has been read.
+/// A request body of which the beginning is read ahead.
 pub(crate) struct ReadAhead<B> {
     frames: Pieces,
     trailers: Trailers,
@@ -196,6 +196,11 @@ pub(crate) struct ReadAhead<B> {
 }
 
 impl<B> ReadAhead<B> {
+    /// A body of which nothing has been read.
+    pub(crate) fn unread(body: B) -> Self {
+        Self { frames: Pieces::new(), trailers: None, rest: Some(body), content_length: None }
+    }
+
     /// A body that is at hand.
     pub(crate) fn known(body: Bytes) -> Self {
         Self { frames: [body].into(), trailers: None, rest: None, content_length: None }
@@ -214,35 +219,36 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
     ///
     /// [`IncompleteBody`] if the body breaks off, or ends before its `Content-Length`.
     pub(crate) async fn read(
-        mut body: B,
+        &mut self,
         headers: &HeaderMap,
         inline_body: usize,
-    ) -> Result<Self, IncompleteBody> {
-        let content_length = headers
+    ) -> Result<(), IncompleteBody> {
+        self.content_length = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let mut frames = Collected::default();
-        let mut trailers = None;
         let mut length = 0;
-        while length <= inline_body as u64 {
-            let Some(frame) = next_frame(&mut body).await else {
-                let whole = content_length.is_none_or(|expected| expected == length);
-                return if whole {
-                    let frames = [joined(frames.pieces(), length as usize)].into();
-                    Ok(Self { frames, trailers, rest: None, content_length })
-                } else {
-                    Err(IncompleteBody)
-                };
+        while length <= inline_body as u64
+            && let Some(rest) = &mut self.rest
+        {
+            let Some(frame) = next_frame(rest).await else {
+                if self.content_length.is_some_and(|expected| expected != length) {
+                    return Err(IncompleteBody);
+                }
+                self.frames.push(joined(frames.pieces(), length as usize));
+                self.rest = None;
+                return Ok(());
             };
             match frame.map_err(|_| IncompleteBody)?.into_data() {
                 Ok(data) => {
                     length += data.len() as u64;
                     frames.push(data);
                 }
-                Err(frame) => trailers = frame.into_trailers().ok().map(Box::new),
+                Err(frame) => self.trailers = frame.into_trailers().ok().map(Box::new),
             }
         }
-        Ok(Self { frames: frames.pieces(), trailers, rest: Some(body), content_length })
+        self.frames = frames.pieces();
+        Ok(())
     }
 
     /// The body for the handler, and what sees how a long one goes by.

@@ -29,6 +29,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
+use tracing::{Instrument as _, Span};
 
 use crate::{
     execution::Execution,
@@ -414,7 +415,7 @@ where
             if let Poll::Ready(done) = Pin::new(&mut work).poll(cx) {
                 return Poll::Ready(done.ok());
             }
-            *self = Self::There(tasks.spawn(work));
+            *self = Self::There(tasks.spawn(work.instrument(Span::current())));
         }
         match &mut *self {
             Self::There(task) => Pin::new(task).poll(cx).map(|done| done.ok()?.ok()),

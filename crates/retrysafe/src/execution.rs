@@ -116,9 +116,12 @@ impl<S: Store> Execution<S> {
         self.attempted().unit.clone()
     }
 
-    /// The record will be kept and the work will not, if they commit together.
-    pub(crate) fn undo_work(&self) {
-        if let Some(unit) = &self.attempted().unit {
+    /// The record will be kept and the work will not, if they commit together. Not asked if they
+    /// don't: most stores lend nothing.
+    pub(crate) fn undo_work_if(&self, refused: impl FnOnce() -> bool) {
+        if let Some(unit) = &self.attempted().unit
+            && refused()
+        {
             unit.undo();
         }
     }
@@ -163,7 +166,8 @@ impl<S: Store> Execution<S> {
                     }
                     told
                 }
-                end => attempted.tell(end).await,
+                // Boxed, as all that is rare: there is room for the usual way only.
+                end => Box::pin(attempted.tell(end)).await,
             };
             // R4: what does not fit is finished without its response, and never runs again.
             let told = match end.shrink_to_fit(told) {

@@ -59,10 +59,16 @@ pub(crate) type Covered = dyn Fn(&Uri) -> bool + Send + Sync;
 /// A response of a guarded service.
 pub(crate) type Answer<B> = Response<ResponseBody<B>>;
 
-/// A request that can be claimed. It goes from future to future, so it is boxed.
-pub(crate) struct Prepared<B> {
+/// A request on its way to its operation. It goes from future to future, so it is boxed as soon as
+/// it comes.
+pub(crate) struct Received<B> {
     pub(crate) parts: Parts,
     pub(crate) body: ReadAhead<B>,
+}
+
+/// A request that can be claimed. Boxed as well.
+pub(crate) struct Prepared<B> {
+    pub(crate) received: Box<Received<B>>,
     pub(crate) key: IdempotencyKey,
     pub(crate) scope: Scope,
     pub(crate) id: OperationId,
@@ -74,7 +80,7 @@ pub(crate) struct Prepared<B> {
 enum Ready<B> {
     Guarded(Box<Prepared<B>>),
     /// It names no operation (K6).
-    Unnamed(Box<(Parts, ReadAhead<B>)>),
+    Unnamed(Box<Received<B>>),
 }
 
 impl<S: Store> Guard<S> {
@@ -113,11 +119,13 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
+        let (parts, body) = request.into_parts();
+        let received = Box::new(Received { parts, body: ReadAhead::unread(body) });
         async move {
-            let request = match self.prepare(request).await {
+            let request = match self.prepare(received).await {
                 Ok(Ready::Guarded(request)) => request,
                 Ok(Ready::Unnamed(request)) => {
-                    let (parts, body) = *request;
+                    let Received { parts, body } = *request;
                     let body = body.into_body(|| self.settings.fingerprinter.hasher()).0;
                     let response = Box::pin(inner.call(Request::from_parts(parts, body))).await?;
                     return Ok(response.map(ResponseBody::passed));
@@ -146,13 +154,13 @@ impl<S: Store> Guard<S> {
 
     fn prepare<B>(
         &self,
-        request: Request<B>,
+        mut received: Box<Received<B>>,
     ) -> impl Future<Output = Result<Ready<B>, Box<Problem>>> + Send
     where
         B: Body<Data = Bytes> + Unpin + Send,
     {
-        let (parts, body) = request.into_parts();
         async move {
+            let Received { parts, body } = &mut *received;
             let settings = &*self.settings;
             let now = || self.engine.clock().wall();
             // Before anything is waited for: a bad key costs nothing.
@@ -160,7 +168,7 @@ impl<S: Store> Guard<S> {
                 KeySource::Header | KeySource::HeaderOrField(_) => {
                     settings.key.read(&parts.headers, now).map_err(Problem::from)?
                 }
-                KeySource::Function(find) => match find(&parts) {
+                KeySource::Function(find) => match find(parts) {
                     Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
                     None => None,
                 },
@@ -175,13 +183,12 @@ impl<S: Store> Guard<S> {
             }
             // Known before the body is read, where it can be: nobody's body is not worth reading.
             let early_scope = match early_key {
-                Some(_) => Some(self.scope.find(&parts).await?),
+                Some(_) => Some(self.scope.find(parts).await?),
                 None => None,
             };
-            let body = ReadAhead::read(body, &parts.headers, settings.inline_body)
-                .await
-                .map_err(|_| incomplete_body())?;
-            let fingerprint = self.fingerprint(&settings.fingerprinter, &parts, &body);
+            let read = body.read(&parts.headers, settings.inline_body).await;
+            read.map_err(|_| incomplete_body())?;
+            let fingerprint = self.fingerprint(&settings.fingerprinter, parts, body);
             let key = match &settings.key_source {
                 KeySource::Json(pointer) => {
                     let body = body.whole().ok_or_else(Problem::key_out_of_reach)?;
@@ -195,7 +202,7 @@ impl<S: Store> Guard<S> {
                     Some(content_key(&fingerprint)?)
                 }
                 KeySource::HeaderOrField(find) => {
-                    let field = match find(&parts, body.whole())? {
+                    let field = match find(parts, body.whole())? {
                         Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
                         None => None,
                     };
@@ -212,21 +219,21 @@ impl<S: Store> Guard<S> {
                 return if settings.require_key {
                     Err(Box::new(Problem::missing_key()))
                 } else {
-                    Ok(Ready::Unnamed(Box::new((parts, body))))
+                    Ok(Ready::Unnamed(received))
                 };
             };
             let scope = match early_scope {
                 Some(scope) => scope,
-                None => Box::pin(self.scope.find(&parts)).await?,
+                None => Box::pin(self.scope.find(parts)).await?,
             };
             let id = OperationId::new(&settings.namespace, &scope, &key);
             let outer = parts.extensions.get::<Attempt>();
             if outer.is_some_and(|outer| *outer.operation() == id) {
                 // A layer outside has claimed this very operation for this request.
-                return Ok(Ready::Unnamed(Box::new((parts, body))));
+                return Ok(Ready::Unnamed(received));
             }
             let trace = Trace::from_headers(&parts.headers);
-            let prepared = Prepared { parts, body, key, scope, id, fingerprint, trace };
+            let prepared = Prepared { received, key, scope, id, fingerprint, trace };
             Ok(Ready::Guarded(Box::new(prepared)))
         }
     }

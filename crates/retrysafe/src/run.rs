@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Request, Response, request, response};
+use http::{HeaderMap, HeaderValue, Request, Response, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use retrysafe_core::{
@@ -30,7 +30,7 @@ use crate::{
     door::Door,
     engine::{BeginError, Begun},
     execution::{Completion, End, Ended, Execution},
-    guard::{Answer, Guard, Prepared},
+    guard::{Answer, Guard, Prepared, Received},
     observe::{self, RequestOutcome},
     stream::{self, Broken, LiveSender, Read},
     waiting::Turn,
@@ -104,83 +104,58 @@ where
             return Claimed::Answered(Ok(answer));
         }
         let (conclusion, response) = {
-            let started = Started::new(guard, request, acquired, execution);
-            let (conclusion, ended) = if acquired.previous_vanished {
-                match Box::pin(started.reconcile()).await {
-                    Ok(started) => Box::pin(started.call(&mut inner)).await,
+            let (mut conclusion, mut request) = started(guard, request, acquired, execution);
+            if acquired.previous_vanished {
+                (conclusion, request) = match Box::pin(conclusion.reconcile(request)).await {
+                    Ok(may_run) => *may_run,
                     Err(answer) => return Claimed::Answered(Ok(*answer)),
-                }
-            } else {
-                started.call(&mut inner).await
-            };
-            match ended {
+                };
+            }
+            match Handling::of(&mut inner, request).await {
                 Ok(Ok(response)) => (conclusion, response),
-                failed => return Claimed::Answered(Box::pin(conclusion.failed(failed)).await),
+                Ok(Err(error)) => {
+                    return Claimed::Answered(Box::pin(conclusion.failed(error)).await);
+                }
+                Err(Panicked) => {
+                    return Claimed::Answered(Ok(Box::pin(conclusion.panicked()).await));
+                }
             }
         };
         Claimed::Answered(Ok(conclusion.conclude(response).await))
     }
 }
 
-/// A request that is about to be handled.
-struct Started<S: Store, B> {
-    conclusion: Conclusion<S>,
-    attempt: Attempt,
-    parts: request::Parts,
-    body: RequestBody<B>,
-}
-
-impl<S, B> Started<S, B>
+/// A request that is about to be handled, and the attempt that it is.
+#[expect(clippy::boxed_local, reason = "boxed it came, and is taken apart here")]
+fn started<S: Store, B>(
+    guard: Arc<Guard<S>>,
+    request: Box<Prepared<B>>,
+    acquired: Acquired,
+    execution: Execution<S>,
+) -> (Conclusion<S>, Request<RequestBody<B>>)
 where
-    S: Store,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
-    #[expect(clippy::boxed_local, reason = "boxed it came, and is taken apart here")]
-    fn new(
-        guard: Arc<Guard<S>>,
-        request: Box<Prepared<B>>,
-        acquired: Acquired,
-        execution: Execution<S>,
-    ) -> Self {
-        let Prepared { parts, body, key, scope, id, trace, .. } = *request;
-        let attempt = Attempt::new(id, key, scope, acquired).with_unit(execution.unit());
-        // F3: the body part is hashed like the head part, which a take-over may have taken from the
-        // record that it found.
-        let fingerprinter = &guard.settings.fingerprinter;
-        let algorithm = execution.fingerprint().algorithm;
-        let (body, tap) = body.into_body(|| match fingerprinter.for_algorithm(algorithm) {
+    let Prepared { received, key, scope, id, trace, .. } = *request;
+    let Received { mut parts, body } = *received;
+    guard.door.strip(&mut parts);
+    let attempt = Attempt::new(id, key, scope, acquired).with_unit(execution.unit());
+    guard.door.introduce(&mut parts, attempt);
+    // F3: the body part is hashed like the head part, which a take-over may have taken from the
+    // record that it found.
+    let fingerprinter = &guard.settings.fingerprinter;
+    let (body, tap) =
+        body.into_body(|| match fingerprinter.for_algorithm(execution.fingerprint().algorithm) {
             Some(known) => known.hasher(),
             None => fingerprinter.hasher(),
         });
-        let ran = Ran { id, number: acquired.attempt };
-        Self { conclusion: Conclusion { guard, execution, ran, trace, tap }, attempt, parts, body }
-    }
-
-    /// D3: an earlier attempt vanished; the user's function looks at the real world first, under
-    /// the lease of this one.
-    async fn reconcile<R>(mut self) -> Result<Box<Self>, Box<Answer<R>>> {
-        let reconciled = self.conclusion.reconcile(&self.attempt, &mut self.body).await;
-        Ok(Box::new(Self { conclusion: reconciled?, ..self }))
-    }
-
-    /// Runs the handler.
-    fn call<I>(self, inner: &mut I) -> Handling<S, I::Future>
-    where
-        I: Service<Request<RequestBody<B>>>,
-    {
-        let Self { conclusion, attempt, mut parts, body } = self;
-        conclusion.guard.door.strip(&mut parts);
-        conclusion.guard.door.introduce(&mut parts, attempt);
-        let request = Request::from_parts(parts, body);
-        let handler = catch_unwind(AssertUnwindSafe(|| inner.call(request)));
-        Handling { conclusion: Some(conclusion), handler: handler.ok() }
-    }
+    let ran = Ran { id, number: acquired.attempt };
+    (Conclusion { guard, execution, ran, trace, tap }, Request::from_parts(parts, body))
 }
 
 pin_project! {
     /// The handler at work. E5: a panic is caught, whether it happens in the call or in its future.
-    struct Handling<S: Store, F> {
-        conclusion: Option<Conclusion<S>>,
+    struct Handling<F> {
         // `None` if the call panicked.
         #[pin]
         handler: Option<F>,
@@ -190,22 +165,25 @@ pin_project! {
 /// The handler panicked.
 struct Panicked;
 
-impl<S: Store, F: Future> Future for Handling<S, F> {
-    type Output = (Conclusion<S>, Result<F::Output, Panicked>);
+impl<F> Handling<F> {
+    fn of<I, Q>(inner: &mut I, request: Q) -> Self
+    where
+        I: Service<Q, Future = F>,
+    {
+        Self { handler: catch_unwind(AssertUnwindSafe(|| inner.call(request))).ok() }
+    }
+}
+
+impl<F: Future> Future for Handling<F> {
+    type Output = Result<F::Output, Panicked>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let ended = match this.handler.as_pin_mut() {
-            Some(handler) => match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
-                Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(ended)) => Ok(ended),
-                Err(_) => Err(Panicked),
-            },
-            None => Err(Panicked),
+        let Some(handler) = self.project().handler.as_pin_mut() else {
+            return Poll::Ready(Err(Panicked));
         };
-        match this.conclusion.take() {
-            Some(conclusion) => Poll::Ready((conclusion, ended)),
-            None => unreachable!("a handler ends once"),
+        match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
         }
     }
 }
@@ -240,16 +218,18 @@ impl<S: Store> Conclusion<S> {
     /// the lease of this one.
     async fn reconcile<B, R>(
         self,
-        attempt: &Attempt,
-        body: &mut RequestBody<B>,
-    ) -> Result<Self, Box<Answer<R>>>
+        request: Request<RequestBody<B>>,
+    ) -> Result<Box<(Self, Request<RequestBody<B>>)>, Box<Answer<R>>>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     {
         let OnUnknownOutcome::Reconcile(look) = &self.guard.settings.on_unknown_outcome else {
-            return Ok(self);
+            return Ok(Box::new((self, request)));
         };
         let look = look.clone();
+        let Some(attempt) = request.extensions().get::<Attempt>() else {
+            unreachable!("a handler is told of its attempt")
+        };
         let unknown = Unknown { context: attempt.clone() };
         let looked = AssertUnwindSafe(async { look(unknown).await }).catch_unwind().await;
         match looked {
@@ -259,9 +239,9 @@ impl<S: Store> Conclusion<S> {
                 let _ = self.execution.end(End::Release).await;
                 Err(Box::new(guard.in_progress(&ran.id, ran.number)))
             }
-            Ok(Reconciled::DidNotHappen) => Ok(self),
+            Ok(Reconciled::DidNotHappen) => Ok(Box::new((self, request))),
             Ok(Reconciled::Happened(response)) => {
-                Err(Box::new(self.happened(response, body).await))
+                Err(Box::new(self.happened(response, request.into_body()).await))
             }
             Ok(Reconciled::StillUnknown) | Err(_) => {
                 let (guard, ran, _) = self.parts();
@@ -272,12 +252,12 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// An earlier attempt did it after all: its response is kept and given, as a replay.
-    async fn happened<B, R>(self, response: Response<Bytes>, body: &mut RequestBody<B>) -> Answer<R>
+    async fn happened<B, R>(self, response: Response<Bytes>, mut body: RequestBody<B>) -> Answer<R>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     {
         // F4: nobody reads the request's body, and a retry is compared with all of it.
-        while let Some(Ok(_)) = next_frame(body).await {}
+        while let Some(Ok(_)) = next_frame(&mut body).await {}
         let (guard, ran, trace) = self.parts();
         let (id, number) = (&ran.id, ran.number);
         if self.request_broke_off() {
@@ -324,7 +304,7 @@ impl<S: Store> Conclusion<S> {
         if response.headers().keys().any(|name| ours.contains(&name)) {
             ours.into_iter().for_each(|name| drop(response.headers_mut().remove(name)));
         }
-        let (head, body) = response.into_parts();
+        let (head, mut body) = response.into_parts();
         async move {
             if is_stream(&head) {
                 return self.stream(head, Pieces::new(), body, overrule);
@@ -335,22 +315,27 @@ impl<S: Store> Conclusion<S> {
             }
             // The body is the handler's work too: a panic in it is a panic of the handler (E5).
             let waits = self.guard.door != Door::Grpc;
-            let read = stream::read(body, self.guard.settings.max_kept_body, waits);
+            let read = stream::read(&mut body, self.guard.settings.max_kept_body, waits);
             let read = AssertUnwindSafe(read).catch_unwind();
             let (data, trailers) = match read.await {
-                Ok(Read::Whole { data, trailers }) => (data, trailers),
+                Ok(Read::Whole { data, trailers }) => {
+                    match catch_unwind(AssertUnwindSafe(|| drop(body))) {
+                        Ok(()) => (data, trailers),
+                        Err(_) => return Box::pin(self.panicked()).await,
+                    }
+                }
                 // G4: nobody knows yet how it ends. And a method that turns out to stream must not
                 // keep its client waiting for the end.
-                Ok(Read::Long { data, rest }) if self.guard.door == Door::Grpc => {
-                    return self.stream(head, data, rest, overrule);
+                Ok(Read::Long { data }) if self.guard.door == Door::Grpc => {
+                    return self.stream(head, data, body, overrule);
                 }
-                Ok(Read::Long { data, rest }) => {
+                Ok(Read::Long { data }) => {
                     return match self.disposition(&head, None, overrule) {
                         Disposition::Keep => {
-                            Box::pin(self.answer_long(head, data, rest, overrule)).await
+                            Box::pin(self.answer_long(head, data, body, overrule)).await
                         }
                         // What is freed must be over first.
-                        _ => self.stream(head, data, rest, overrule),
+                        _ => self.stream(head, data, body, overrule),
                     };
                 }
                 Ok(Read::BrokeOff) => return self.broke_off(),
@@ -494,18 +479,7 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// The inner service failed: its error is the answer, unless the lease was lost.
-    async fn failed<R, E>(
-        self,
-        ended: Result<Result<Response<R>, E>, Panicked>,
-    ) -> Result<Answer<R>, E>
-    where
-        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-    {
-        let error = match ended {
-            Ok(Ok(response)) => return Ok(self.conclude(response).await),
-            Ok(Err(error)) => error,
-            Err(Panicked) => return Ok(self.panicked().await),
-        };
+    async fn failed<R, E>(self, error: E) -> Result<Answer<R>, E> {
         let (guard, ran, trace) = self.parts();
         let ended = self.execution.end(End::GiveUp).await;
         match ended {
@@ -589,9 +563,7 @@ impl<S: Store> Conclusion<S> {
             headers: &head.headers,
             trailers: written.trailers,
         };
-        if head.work() == Work::Undone {
-            self.execution.undo_work();
-        }
+        self.execution.undo_work_if(|| head.work() == Work::Undone);
         let settings = &self.guard.settings;
         let mut retention = written.retention.unwrap_or(settings.retention);
         if self.ran.number > 1 {

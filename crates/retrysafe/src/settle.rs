@@ -3,7 +3,6 @@
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use retrysafe_core::{
@@ -13,13 +12,12 @@ use retrysafe_core::{
 };
 use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
-use tracing::{Instrument as _, Span};
 
 use crate::{
     answers::{incomplete_body, overloaded, store_unavailable},
     body::{self, BoxError, RequestBody, ResponseBody},
     engine::BeginError,
-    guard::{Answer, Guard, Prepared},
+    guard::{Answer, Guard, Prepared, Received},
     observe::RequestOutcome,
     run::{Claimed, claim_and_run},
     waiting::{Turn, Waited, Waiter},
@@ -45,15 +43,17 @@ impl<S: Store> Guard<S> {
         async move {
             // A body that is not known yet may still turn out to differ: look before taking over.
             let take_over = self.may_take_over() && request.fingerprint.body.is_some();
+            let id = request.id;
             let claimed = match self.claim_and_run(inner, request, take_over, None).await {
-                Claimed::Answered(answer) => return answer,
-                Claimed::Found { found: found @ Found::Finished { .. }, inner, request, turn } => {
+                Some(Claimed::Answered(answer)) => return answer,
+                Some(Claimed::Found { found, inner, request, turn }) => {
                     match self.answer_finished(&request, found) {
                         Ok(answer) => return Ok(answer),
                         Err(found) => Claimed::Found { found, inner, request, turn },
                     }
                 }
-                claimed => claimed,
+                Some(claimed) => claimed,
+                None => return Ok(self.interrupted(&id)),
             };
             // Boxed, as all that is rare: there is room for the usual ways only.
             Box::pin(self.settle_later(claimed, take_over)).await
@@ -67,7 +67,7 @@ impl<S: Store> Guard<S> {
         request: Box<Prepared<B>>,
         take_over: bool,
         turn: Option<Box<Turn>>,
-    ) -> impl Future<Output = Claimed<I, B, R, I::Error>> + Send + use<I, B, R, S>
+    ) -> impl Future<Output = Option<Claimed<I, B, R, I::Error>>> + Send + use<I, B, R, S>
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
             + Send
@@ -76,20 +76,16 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let id = request.id;
         let work = claim_and_run(self.clone(), inner, request, take_over, turn);
         // Boxed before anything is wrapped around it: it is large, and every wrapper moves it.
-        let work = Box::pin(work).instrument(Span::current());
-        let guard = self.clone();
-        self.engine.see_through(work, self.tasks).map(move |claimed| {
-            // Only a runtime that is shutting down, or a mistake of ours, ends a task early. Its
-            // execution, if there was one, has been abandoned.
-            claimed.unwrap_or_else(|| {
-                let problem = Problem::new(Code::HandlerFailed, "The request was interrupted.");
-                let outcome = RequestOutcome::Rejected;
-                Claimed::Answered(Ok(guard.refuse(&problem, outcome, Some(&id), None)))
-            })
-        })
+        self.engine.see_through(Box::pin(work), self.tasks)
+    }
+
+    /// Only a runtime that is shutting down, or a mistake of ours, ends a task early. Its execution,
+    /// if there was one, has been abandoned.
+    fn interrupted<R>(&self, id: &OperationId) -> Answer<R> {
+        let problem = Problem::new(Code::HandlerFailed, "The request was interrupted.");
+        self.refuse(&problem, RequestOutcome::Rejected, Some(id), None)
     }
 
     fn may_take_over(&self) -> bool {
@@ -177,7 +173,10 @@ impl<S: Store> Guard<S> {
                 }
                 _ => return Ok(self.answer_found(&id, found, likeness, request.trace)),
             };
-            claimed = self.claim_and_run(inner, request, take_over, turn).await;
+            claimed = match self.claim_and_run(inner, request, take_over, turn).await {
+                Some(claimed) => claimed,
+                None => return Ok(self.interrupted(&id)),
+            };
         }
     }
 
@@ -234,10 +233,10 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes> + Unpin,
     {
         let compared = self.compare(&request, &found);
-        let Prepared { body, id, trace, .. } = *request;
+        let Prepared { received, id, trace, .. } = *request;
         let likeness = match compared {
             Ok(likeness) => likeness,
-            Err(unread) => match body.matches(unread.hasher, &unread.part).await {
+            Err(unread) => match received.body.matches(unread.hasher, &unread.part).await {
                 Ok(matches) => likeness_of(matches),
                 Err(_) => {
                     let (problem, outcome) = (incomplete_body(), RequestOutcome::Rejected);
@@ -295,7 +294,7 @@ impl<S: Store> Guard<S> {
                     return Ok(Likeness::Differs);
                 };
                 let hasher = known.hasher();
-                match request.body.whole() {
+                match request.received.body.whole() {
                     Some(body) => Ok(likeness_of(body::covers(body, hasher, &part))),
                     None => Err(Box::new(Unread { hasher, part })),
                 }
@@ -313,7 +312,8 @@ impl<S: Store> Guard<S> {
             return Some(Cow::Borrowed(&request.fingerprint));
         }
         let known = self.settings.fingerprinter.for_algorithm(record.algorithm)?;
-        Some(Cow::Owned(self.fingerprint(&known, &request.parts, &request.body)))
+        let Received { parts, body } = &*request.received;
+        Some(Cow::Owned(self.fingerprint(&known, parts, body)))
     }
 
     /// Fingerprints a request by the algorithm of the lapsed record it is about to take over, which
@@ -351,11 +351,11 @@ impl<S: Store> Guard<S> {
             return Ok(self.refuse(&problem, outcome, Some(&request.id), None));
         }
         self.decided(RequestOutcome::Bypassed, Some(&request.id), None, request.trace, None);
-        let mut parts = request.parts;
+        let Received { mut parts, body } = *request.received;
         self.door.strip(&mut parts);
         // There is no attempt; a handler may still want to know the key.
         parts.extensions.insert(request.key);
-        let body = request.body.into_body(|| self.settings.fingerprinter.hasher()).0;
+        let body = body.into_body(|| self.settings.fingerprinter.hasher()).0;
         let mut response = inner.call(Request::from_parts(parts, body)).await?;
         self.door.take_overrule(&mut response);
         let headers = response.headers_mut();

@@ -123,28 +123,28 @@ impl LiveSender {
 }
 
 /// A response body as far as the execution has read it.
-pub(crate) enum Read<B> {
+pub(crate) enum Read {
     /// To its end.
     Whole { data: Pieces, trailers: Trailers },
-    /// It is longer than what is kept, or not at hand.
-    Long { data: Pieces, rest: B },
+    /// It is longer than what is kept, or not at hand: the rest of it is still to be read.
+    Long { data: Pieces },
     /// It broke off.
     BrokeOff,
 }
 
 /// Reads a body as long as it may be kept, and, unless it `waits`, as far as it is at hand.
-pub(crate) async fn read<B>(mut body: B, max_kept_body: usize, waits: bool) -> Read<B>
+pub(crate) async fn read<B>(body: &mut B, max_kept_body: usize, waits: bool) -> Read
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let (mut data, mut length) = (Collected::default(), 0);
     if body.size_hint().lower() > max_kept_body as u64 {
-        return Read::Long { data: Pieces::new(), rest: body };
+        return Read::Long { data: Pieces::new() };
     }
     while length <= max_kept_body {
         let frame = match waits {
-            true => next_frame(&mut body).await,
-            false => match next_frame(&mut body).now_or_never() {
+            true => next_frame(body).await,
+            false => match next_frame(body).now_or_never() {
                 Some(frame) => frame,
                 None => break,
             },
@@ -165,7 +165,7 @@ where
             },
         }
     }
-    Read::Long { data: data.pieces(), rest: body }
+    Read::Long { data: data.pieces() }
 }
 
 /// A live response body that ended well.

@@ -32,7 +32,14 @@ struct Watched {
 
 struct Watch {
     turn: Arc<tokio::sync::Mutex<()>>,
-    outcome: watch::Sender<Option<Found>>,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+/// What all that wait are given. The turn ends with it: to pass it on from one to the next, none of
+/// whom needs it any more, would take as long as to answer them.
+struct Outcome {
+    found: Found,
+    _turn: OwnedMutexGuard<()>,
 }
 
 /// A duplicate that waits. Leaves the room when dropped.
@@ -40,7 +47,9 @@ pub(crate) struct Waiter {
     room: Arc<WaitingRoom>,
     id: OperationId,
     watch: Arc<Watch>,
-    outcome: watch::Receiver<Option<Found>>,
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// Whether it was given the outcome. Who published that has closed the watch.
+    told: bool,
 }
 
 /// The right to watch the store for all that wait, and to claim for oneself.
@@ -48,7 +57,7 @@ pub(crate) struct Turn {
     room: Arc<WaitingRoom>,
     id: OperationId,
     watch: Arc<Watch>,
-    _turn: OwnedMutexGuard<()>,
+    turn: OwnedMutexGuard<()>,
 }
 
 /// What a waiter gets.
@@ -75,7 +84,7 @@ impl WaitingRoom {
         watched.waiters += 1;
         let watch = watched.watch.clone();
         let outcome = watch.outcome.subscribe();
-        Some(Waiter { room: self.clone(), id, watch, outcome })
+        Some(Waiter { room: self.clone(), id, watch, outcome, told: false })
     }
 
     fn watches(&self) -> MutexGuard<'_, HashMap<OperationId, Watched>> {
@@ -95,8 +104,11 @@ impl Waiter {
             biased;
             outcome = self.outcome.wait_for(Option::is_some) => {
                 // The sender lives in the watch, which this waiter holds.
-                match outcome.ok().and_then(|it| it.clone()) {
-                    Some(found) => Waited::Outcome(found),
+                match outcome.ok().and_then(|it| Some(it.as_ref()?.found.clone())) {
+                    Some(found) => {
+                        self.told = true;
+                        Waited::Outcome(found)
+                    }
                     None => unreachable!("the watch outlives its waiters"),
                 }
             }
@@ -104,7 +116,7 @@ impl Waiter {
                 room: self.room.clone(),
                 id: self.id,
                 watch: self.watch.clone(),
-                _turn: turn,
+                turn,
             }),
         }
     }
@@ -114,6 +126,9 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         self.room.waiters.fetch_sub(1, Ordering::Relaxed);
         observe::waiters(-1.0);
+        if self.told {
+            return;
+        }
         let mut watches = self.room.watches();
         if let Some(watched) = watches.get_mut(&self.id)
             && Arc::ptr_eq(&watched.watch, &self.watch)
@@ -129,11 +144,12 @@ impl Drop for Waiter {
 impl Turn {
     /// Gives the outcome to all that wait. Whoever comes from now on does not meet it.
     pub(crate) fn publish(self, found: Found) {
-        let mut watches = self.room.watches();
-        if watches.get(&self.id).is_some_and(|it| Arc::ptr_eq(&it.watch, &self.watch)) {
-            watches.remove(&self.id);
+        let Self { room, id, watch, turn } = self;
+        let mut watches = room.watches();
+        if watches.get(&id).is_some_and(|it| Arc::ptr_eq(&it.watch, &watch)) {
+            watches.remove(&id);
         }
         drop(watches);
-        self.watch.outcome.send_replace(Some(found));
+        watch.outcome.send_replace(Some(Outcome { found, _turn: turn }));
     }
 }

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     body::ReadAhead,
-    guard::{Guard, Prepared},
+    guard::{Guard, Prepared, Received},
 };
 
 /// A call that can be claimed.
@@ -74,7 +74,8 @@ impl<S: Store> Guard<S> {
         let fingerprint = self.fingerprint(&settings.fingerprinter, &parts, &body);
         let id = OperationId::new(&settings.namespace, scope, &key);
         let scope = scope.clone();
-        Ok(Some(Box::new(Prepared { parts, body, key, scope, id, fingerprint, trace: None })))
+        let received = Box::new(Received { parts, body });
+        Ok(Some(Box::new(Prepared { received, key, scope, id, fingerprint, trace: None })))
     }
 }
 
