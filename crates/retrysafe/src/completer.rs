@@ -20,7 +20,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{Once, guard::Prepared, once::asked::target, phases::CALL};
+use crate::{
+    Once,
+    guard::{Prepared, Received},
+    once::asked::target,
+    phases::CALL,
+};
 
 /// How many operations are looked up at a time.
 const PAGE: usize = 100;
@@ -138,11 +143,12 @@ struct Kept {
 impl KeptCall {
     /// A call, to be kept.
     pub(crate) fn of(asked: &Prepared<Full<Bytes>>) -> Option<Arc<str>> {
+        let Received { parts, body } = &*asked.received;
         let kept = Kept {
-            operation: asked.parts.uri.path().to_owned(),
+            operation: parts.uri.path().to_owned(),
             scope: asked.scope.as_bytes().to_vec(),
             key: asked.key.as_str().to_owned(),
-            input: String::from_utf8(asked.body.whole()?.to_vec()).ok()?,
+            input: String::from_utf8(body.whole()?.to_vec()).ok()?,
         };
         serde_json::to_string(&kept).ok().map(Arc::from)
     }

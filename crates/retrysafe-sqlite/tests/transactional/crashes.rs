@@ -103,8 +103,8 @@ async fn at(moment: &str, here: &str) {
 impl Service {
     fn at(directory: &Path) -> Self {
         let path = directory.join("bank.db");
-        let store = TransactionalSqlite::builder(path).busy_timeout(PATIENCE).open().unwrap();
-        let once = Once::builder(store)
+        let store = TransactionalSqlite::builder(path).busy_timeout(PATIENCE).hold(PATIENCE);
+        let once = Once::builder(store.open().unwrap())
             .lease(LEASE)
             .on_in_flight(OnInFlight::wait(PATIENCE))
             .settings(|settings| {

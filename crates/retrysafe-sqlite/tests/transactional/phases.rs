@@ -250,7 +250,7 @@ async fn a_step_that_is_dropped_half_done_leaves_nothing() {
 #[tokio::test]
 async fn a_part_that_is_dropped_while_it_is_kept_is_the_last_of_its_attempt() {
     let bank = Bank::new();
-    let app = bank.app(move |Transaction(mut phases): InPhases| async move {
+    let handler = move |Transaction(mut phases): InPhases| async move {
         let written = &Notify::new();
         let step = phases.step("reserve", |transaction| async move {
             reserve(&transaction).await?;
@@ -268,7 +268,9 @@ async fn a_part_that_is_dropped_while_it_is_kept_is_the_last_of_its_attempt() {
             Err(PhaseError::InDoubt) => StatusCode::SERVICE_UNAVAILABLE,
             Err(error) => panic!("{error}"),
         }
-    });
+    };
+    let layer = bank.layer().on_unknown_outcome(OnUnknownOutcome::Reexecute);
+    let app = App(Router::new().route("/", post(handler)).idempotent(layer.build().unwrap()));
     assert_eq!(app.post("one").await.status, StatusCode::SERVICE_UNAVAILABLE);
     let retry = app.post("one").await;
     assert_eq!(retry.status, StatusCode::CREATED, "{:?}", retry.body);
