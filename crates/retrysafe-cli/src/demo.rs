@@ -31,6 +31,11 @@ pub(crate) struct DemoFlags {
     proxy: ProxyFlags,
 }
 
+/// For the help, whose flags are the proxy's: [`defaults`], and who the service is.
+pub(crate) const DEFAULTS: &str = "Where the demo differs from the proxy: --store is \
+                                   sqlite:retrysafe-demo.db, --lease is 5s, --admin is off, and \
+                                   --upstream is refused, because the service is the demo's own.";
+
 /// What the demo does unless it is told otherwise: a lease that is short enough to see it end.
 fn defaults() -> ProxyFlags {
     let mut flags = ProxyFlags::default();

@@ -37,6 +37,7 @@ enum Command {
     /// Stands in front of a service and makes retries safe
     Proxy(Box<ProxyFlags>),
     /// Runs an orders API behind the proxy and prints curl lines to try
+    #[command(after_help = demo::DEFAULTS)]
     Demo(Box<demo::DemoFlags>),
     /// Shows and changes the records of a store
     Keys(keys::KeysFlags),
@@ -130,7 +131,8 @@ fn run(command: Command) -> Result<(), Failure> {
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// One line for every decision would be an access log: `RUST_LOG=info` asks for it.
-const PROXY_LOG: &str = "info,retrysafe::audit=warn";
+/// PostgreSQL's notices say at each start that the table is there already.
+const PROXY_LOG: &str = "info,retrysafe::audit=warn,sqlx::postgres::notice=warn";
 /// What an operator did is said.
 const KEYS_LOG: &str = "warn,retrysafe::audit=info";
 

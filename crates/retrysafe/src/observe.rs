@@ -186,14 +186,35 @@ pub(crate) fn swept(records: usize) {
     metrics::counter!("retrysafe_swept_total").increment(records as u64);
 }
 
-/// An error and everything that caused it, on one line.
+/// An error and everything that caused it, on one line and each once: many errors name their cause.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause_text = error.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use retrysafe_core::{StoreError, StoreErrorKind};
+
+    use super::chain;
+
+    #[test]
+    fn an_error_that_names_its_cause_says_it_once() {
+        let refused = || std::io::Error::other("connection refused");
+        let named = format!("the server can't be reached: {}", refused());
+        let error = StoreError::with_source(StoreErrorKind::Unreachable, named, refused());
+        assert_eq!(chain(&error), "the server can't be reached: connection refused");
+
+        let error = StoreError::with_source(StoreErrorKind::Unreachable, "not sent", refused());
+        assert_eq!(chain(&error), "not sent: connection refused");
+    }
 }

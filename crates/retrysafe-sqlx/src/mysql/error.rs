@@ -74,7 +74,7 @@ fn advice(number: u16) -> Option<&'static str> {
         }
         1146 => {
             "create the table: open the store with migrate(), or run what MySqlStore::schema() \
-             prints"
+             or `retrysafe schema` prints"
         }
         1054 | 1136 | 1176 | 1264 | 1364 | 1366 | 1406 | 1048 => {
             "the table is not as MySqlStore::schema() describes it: choose another table, or let \

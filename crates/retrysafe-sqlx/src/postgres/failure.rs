@@ -97,12 +97,12 @@ pub(crate) fn open_with(place: &Place, table: &str, error: sqlx::Error) -> OpenE
         Error::Database(reported) => {
             let code = reported.code().unwrap_or_default();
             match advice(&code, table) {
-                Some((kind, advice)) => (kind, format!("{reported}; {advice}")),
+                Some((kind, advice)) => (kind, format!("{error}; {advice}")),
                 // Too many connections, starting up, shutting down.
                 None if code.starts_with("53") || code.starts_with("57") => {
-                    (OpenErrorKind::Unreachable, reported.to_string())
+                    (OpenErrorKind::Unreachable, error.to_string())
                 }
-                None => (OpenErrorKind::Failed, reported.to_string()),
+                None => (OpenErrorKind::Failed, error.to_string()),
             }
         }
         Error::Configuration(_) | Error::InvalidArgument(_) => {
@@ -126,12 +126,17 @@ pub(crate) fn standby(place: &Place) -> OpenError {
     OpenError::new(place.as_str(), OpenErrorKind::Unsuitable, problem)
 }
 
-pub(crate) fn no_right(place: &Place) -> OpenError {
-    OpenError::new(place.as_str(), OpenErrorKind::Denied, GRANT)
+pub(crate) fn no_right(place: &Place, table: &str) -> OpenError {
+    OpenError::new(place.as_str(), OpenErrorKind::Denied, grant(table))
 }
 
-const GRANT: &str = "grant this user SELECT, INSERT, UPDATE and DELETE on the table; to create it \
-                     takes CREATE on its schema";
+fn grant(table: &str) -> String {
+    let table = if table.is_empty() { "the table" } else { table };
+    format!(
+        "grant this user SELECT, INSERT, UPDATE and DELETE on {table}; to create it takes CREATE \
+         on its schema"
+    )
+}
 
 /// What to do about an error that stays until somebody changes the set-up.
 fn advice(code: &str, table: &str) -> Option<(OpenErrorKind, String)> {
@@ -144,7 +149,7 @@ fn advice(code: &str, table: &str) -> Option<(OpenErrorKind, String)> {
         ),
         "3D000" => (Missing, "create the database, or name another one in the URL".to_owned()),
         "42P01" | "3F000" => (Missing, missing(table)),
-        "42501" => (Denied, GRANT.to_owned()),
+        "42501" => (Denied, grant(table)),
         "25006" => {
             (Unsuitable, "it is a standby or was set read-only; name the primary".to_owned())
         }
@@ -162,6 +167,6 @@ fn advice(code: &str, table: &str) -> Option<(OpenErrorKind, String)> {
 pub(crate) fn missing(table: &str) -> String {
     format!(
         "the table {table} does not exist; open the store with `migrate()`, or run what \
-         `PostgresStore::schema` prints"
+         `PostgresStore::schema` or `retrysafe schema` prints"
     )
 }

@@ -58,7 +58,7 @@ pub(crate) async fn prepare(
 
     if server.has_table {
         if !server.may_write {
-            return Err(failure::no_right(place));
+            return Err(failure::no_right(place, &table.quoted('"')));
         }
     } else if migrate {
         // One transaction, as every simple query is.
