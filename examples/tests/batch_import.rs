@@ -220,6 +220,26 @@ fn lines_that_are_gone_from_the_output_are_told_and_not_imported_again() {
 }
 
 #[test]
+fn of_many_lines_that_are_gone_ten_are_named() {
+    let import = Import::of(30);
+    assert!(import.run().status.success());
+    fs::remove_file(import.path("out.csv")).unwrap();
+    let said = String::from_utf8(import.run().stderr).unwrap();
+    assert_eq!(said.matches("was imported, and is gone").count(), 10, "{said}");
+    assert!(said.contains("20 more were imported, and are gone"), "{said}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_not_one_without_lines() {
+    let import = Import::of(0);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_batch-import"));
+    command.arg(import.path(".")).args(["--store", "memory:", "--out"]);
+    let output = command.arg(import.path("out.csv")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[test]
 fn a_second_import_into_one_file_is_refused_while_the_first_runs() {
     let import = Import::of(3);
     let out = fs::File::create(import.path("out.csv")).unwrap();

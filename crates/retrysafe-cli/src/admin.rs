@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use retrysafe::store::DynInspect;
+use retrysafe::store::{DynInspect, StoreErrorKind};
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,8 @@ use crate::Failure;
 
 /// How long the store may take to show that it is there.
 const READY_WITHIN: Duration = Duration::from_secs(2);
+/// What is said of a store that takes longer.
+const LATE: &str = "the store does not answer in time";
 /// How often histograms are drained, so that they don't grow when nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -87,9 +89,17 @@ impl Admin {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 tracing::warn!(error = %crate::chain(&error), "not ready: the store failed");
-                Err("the store can't be reached".to_owned())
+                Err(match error.kind() {
+                    StoreErrorKind::Unreachable => "the store can't be reached",
+                    StoreErrorKind::Timeout => LATE,
+                    StoreErrorKind::Misconfigured => {
+                        "the store is not set up as it has to be: see the log"
+                    }
+                    _ => "the store failed: see the log",
+                }
+                .to_owned())
             }
-            Err(_) => Err("the store does not answer in time".to_owned()),
+            Err(_) => Err(LATE.to_owned()),
         }
     }
 }

@@ -42,6 +42,8 @@ struct Arguments {
 
 /// How long the lines that were under way in a process that was killed stay claimed by it.
 const LEASE: Duration = Duration::from_secs(5);
+/// How many of the lines that are gone are named.
+const SHOWN: usize = 10;
 /// For how long an import may be started again without importing anything twice.
 const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -114,7 +116,12 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
     // somebody has to know.
     let of = || ids.iter().zip(&report.items);
     let gone: Vec<_> = of().filter(|(id, it)| it.is_ok() && !out.has(id)).collect();
-    gone.iter().for_each(|(id, _)| eprintln!("batch-import: {id}: was imported, and is gone"));
+    for (id, _) in gone.iter().take(SHOWN) {
+        eprintln!("batch-import: {id}: was imported, and is gone");
+    }
+    if let Some(more @ 1..) = gone.len().checked_sub(SHOWN) {
+        eprintln!("batch-import: {more} more were imported, and are gone");
+    }
     for (id, error) in of().filter_map(|(id, it)| Some((id, it.as_ref().err()?))) {
         eprintln!("batch-import: {id}: {error}");
     }
@@ -141,7 +148,10 @@ struct Line {
 }
 
 fn read_lines(path: &Path) -> Result<Vec<Line>, csv::Error> {
-    csv::Reader::from_path(path)?.into_deserialize().collect()
+    let mut reader = csv::Reader::from_path(path)?;
+    // A file whose first line can't be read would pass for one without lines.
+    reader.headers()?;
+    reader.into_deserialize().collect()
 }
 
 fn progress_bar(lines: usize) -> ProgressBar {
