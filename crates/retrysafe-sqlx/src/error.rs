@@ -24,6 +24,8 @@ pub enum OpenErrorKind {
     Setting,
     /// No connection to the server came about in time.
     Unreachable,
+    /// The server is there, and had no connection to give in time, or we none that was not in use.
+    Busy,
     /// The server refuses the user or the password, or the user lacks a right.
     Denied,
     /// The database or the table does not exist.
@@ -79,6 +81,8 @@ impl From<OpenError> for StoreError {
         let kind = match error.kind {
             // Whatever went wrong, no verb had been sent.
             OpenErrorKind::Unreachable | OpenErrorKind::Failed => StoreErrorKind::Unreachable,
+            // D4: what has no time for us is not away, and others are served meanwhile.
+            OpenErrorKind::Busy => StoreErrorKind::Timeout,
             _ => StoreErrorKind::Misconfigured,
         };
         Self::with_source(kind, error.to_string(), error)

@@ -98,6 +98,8 @@ struct Idle {
     connections: VecDeque<(Instant, MySqlConnection)>,
     /// When a connection last broke: the others may have broken with it.
     broke: Option<Instant>,
+    /// When the server was last heard of.
+    heard: Option<Instant>,
 }
 
 impl Connections {
@@ -119,10 +121,11 @@ impl Connections {
     ///
     /// Every error says that nothing was sent.
     pub(super) async fn lend(&self, deadline: Instant) -> Result<Lent<'_>, StoreError> {
+        let since = Instant::now();
         let permit = match timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             _ => {
-                return Err(self.late(&format!("all {} connections were in use", self.most)));
+                return Err(self.late(since, &format!("all {} connections were in use", self.most)));
             }
         };
         while let Some((mut connection, is_doubtful)) = self.take() {
@@ -130,7 +133,7 @@ impl Connections {
                 match timeout_at(deadline, connection.ping()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => continue,
-                    Err(_) => return Err(self.late("it did not answer a ping in time")),
+                    Err(_) => return Err(self.late(since, "it did not answer a ping in time")),
                 }
             }
             return Ok(Lent {
@@ -141,10 +144,11 @@ impl Connections {
         }
         match timeout_at(deadline, self.origin.connect()).await {
             Ok(Ok(connection)) => {
+                self.idle().heard = Some(Instant::now());
                 Ok(Lent { connections: self, connection: Some(connection), permit: Some(permit) })
             }
             Ok(Err(error)) => Err(error::not_sent(&self.place, error)),
-            Err(_) => Err(self.late("no connection came about in time")),
+            Err(_) => Err(self.late(since, "no connection came about in time")),
         }
     }
 
@@ -161,12 +165,18 @@ impl Connections {
 
     /// Takes a connection that nobody uses.
     pub(super) fn keep(&self, connection: MySqlConnection) {
-        self.idle().connections.push_back((Instant::now(), connection));
+        let (mut idle, now) = (self.idle(), Instant::now());
+        idle.heard = Some(now);
+        idle.connections.push_back((now, connection));
     }
 
-    fn late(&self, why: &str) -> StoreError {
-        let context = format!("{} could not be reached: {why}", self.place);
-        StoreError::new(StoreErrorKind::Unreachable, context)
+    /// D4: a server that has answered others since is there.
+    fn late(&self, since: Instant, why: &str) -> StoreError {
+        let (kind, what) = match self.idle().heard.is_some_and(|heard| heard >= since) {
+            true => (StoreErrorKind::Timeout, "is too busy"),
+            false => (StoreErrorKind::Unreachable, "could not be reached"),
+        };
+        StoreError::new(kind, format!("{} {what}: {why}", self.place))
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {

@@ -8,6 +8,10 @@ use crate::{OpenError, OpenErrorKind};
 /// A duplicate of the primary key: somebody has been here.
 pub(super) const DUPLICATE: u16 = 1062;
 
+/// No connection is left, for anybody or for this user.
+const TOO_MANY_CONNECTIONS: u16 = 1040;
+const TOO_MANY_OF_THE_USER: u16 = 1203;
+
 /// What became of a statement that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -94,6 +98,11 @@ pub(super) fn not_sent(place: &str, error: Error) -> StoreError {
             format!("{place} refuses the connection ({error}): {advice}"),
             error,
         ),
+        // D4: what has too many connections has them with others, and is there.
+        None if matches!(number(&error), Some(TOO_MANY_CONNECTIONS | TOO_MANY_OF_THE_USER)) => {
+            let context = format!("{place} has no connection for us: {error}");
+            StoreError::with_source(StoreErrorKind::Timeout, context, error)
+        }
         None => StoreError::with_source(
             StoreErrorKind::Unreachable,
             format!("{place} could not be reached: {error}"),
@@ -131,7 +140,7 @@ pub(super) fn open_error(place: &str, error: Error) -> OpenError {
             OpenErrorKind::Denied
         }
         Some(1046 | 1049 | 1146) => OpenErrorKind::Missing,
-        Some(1040 | 1203) => OpenErrorKind::Unreachable,
+        Some(TOO_MANY_CONNECTIONS | TOO_MANY_OF_THE_USER) => OpenErrorKind::Busy,
         Some(number) if advice(number).is_some() => OpenErrorKind::Unsuitable,
         Some(_) => OpenErrorKind::Failed,
         None => match error {

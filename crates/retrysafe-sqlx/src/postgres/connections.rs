@@ -60,12 +60,19 @@ pub(crate) struct Own {
     /// How long the server lets a statement run, and wait for a row.
     statement_timeout: Duration,
     lock_timeout: Duration,
-    /// The longest unused is first, the last used is last and goes out first.
-    idle: Mutex<VecDeque<Idle>>,
+    idle: Mutex<AllIdle>,
     permits: Arc<Semaphore>,
     handshakes: Semaphore,
     /// When a connection becomes idle, or a handshake is over.
     stirred: Notify,
+}
+
+#[derive(Default)]
+struct AllIdle {
+    /// The longest unused is first, the last used is last and goes out first.
+    connections: VecDeque<Idle>,
+    /// When the server was last heard of.
+    heard: Option<Instant>,
 }
 
 struct Idle {
@@ -127,6 +134,7 @@ impl Connections {
     /// A connection, at the latest at `until`. Nothing of any verb is sent before there is one, so
     /// whatever goes wrong here changed nothing.
     pub(crate) async fn lend(&self, place: &Place, until: Instant) -> Result<Lent, OpenError> {
+        let since = Instant::now();
         let lent = async {
             match self {
                 Self::Own(own) => Arc::clone(own).lend().await.map(Lent::Own),
@@ -137,15 +145,20 @@ impl Connections {
             }
         };
         let late = || {
-            let problem = match self {
-                Self::Own(own) if own.permits.available_permits() == 0 => {
-                    "every connection was in use for too long; allow more, or see why the server \
-                     is slow"
-                }
-                Self::Own(_) => "no connection came about in time",
-                Self::Pool(_) => "the pool had no connection to give in time",
+            // D4: a server that has answered others meanwhile is there.
+            let is_there = match self {
+                Self::Own(own) => own.idle().heard.is_some_and(|heard| heard >= since),
+                Self::Pool(pool) => pool.size() > 0,
             };
-            OpenError::new(place.as_str(), OpenErrorKind::Unreachable, problem)
+            let (kind, problem) = match is_there {
+                true => (
+                    OpenErrorKind::Busy,
+                    "every connection was in use for too long; allow more, or see why the server \
+                     is slow",
+                ),
+                false => (OpenErrorKind::Unreachable, "no connection came about in time"),
+            };
+            OpenError::new(place.as_str(), kind, problem)
         };
         timeout_at(until, lent).await.unwrap_or_else(|_| Err(late()))
     }
@@ -205,13 +218,14 @@ impl Own {
         if row.try_get("standby").map_err(failed)? {
             return Err(failure::standby(&self.place));
         }
+        self.idle().heard = Some(Instant::now());
         Ok(connection)
     }
 
     fn pop(&self) -> Option<Idle> {
         let mut idle = self.idle();
         let now = Instant::now();
-        while let Some(last) = idle.pop_back() {
+        while let Some(last) = idle.connections.pop_back() {
             if now - last.since < MOST_IDLE && now - last.opened < MOST_AGE {
                 return Some(last);
             }
@@ -222,15 +236,16 @@ impl Own {
     fn push(&self, connection: PgConnection, opened: Instant) {
         let since = Instant::now();
         let mut idle = self.idle();
-        idle.push_back(Idle { connection, opened, since });
-        if idle.front().is_some_and(|first| since - first.since >= MOST_IDLE) {
-            idle.pop_front();
+        idle.heard = Some(since);
+        idle.connections.push_back(Idle { connection, opened, since });
+        if idle.connections.front().is_some_and(|first| since - first.since >= MOST_IDLE) {
+            idle.connections.pop_front();
         }
         drop(idle);
         self.stirred.notify_one();
     }
 
-    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+    fn idle(&self) -> MutexGuard<'_, AllIdle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -268,7 +283,7 @@ impl Lent {
         if error.is_some_and(breaks) {
             lent.connection = None;
             // What broke one, a server that went away, has likely broken the others.
-            lent.connections.idle().clear();
+            lent.connections.idle().connections.clear();
         }
     }
 }

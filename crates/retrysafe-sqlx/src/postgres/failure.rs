@@ -98,10 +98,10 @@ pub(crate) fn open_with(place: &Place, table: &str, error: sqlx::Error) -> OpenE
             let code = reported.code().unwrap_or_default();
             match advice(&code, table) {
                 Some((kind, advice)) => (kind, format!("{error}; {advice}")),
-                // Too many connections, starting up, shutting down.
-                None if code.starts_with("53") || code.starts_with("57") => {
-                    (OpenErrorKind::Unreachable, error.to_string())
-                }
+                // Too many connections: others have them.
+                None if code.starts_with("53") => (OpenErrorKind::Busy, error.to_string()),
+                // Starting up, shutting down.
+                None if code.starts_with("57") => (OpenErrorKind::Unreachable, error.to_string()),
                 None => (OpenErrorKind::Failed, error.to_string()),
             }
         }
@@ -113,7 +113,7 @@ pub(crate) fn open_with(place: &Place, table: &str, error: sqlx::Error) -> OpenE
             format!("{error}; check `sslmode` and `sslrootcert` of the URL"),
         ),
         Error::PoolTimedOut => {
-            (OpenErrorKind::Unreachable, "the pool had no connection to give in time".to_owned())
+            (OpenErrorKind::Busy, "the pool had no connection to give in time".to_owned())
         }
         _ => (OpenErrorKind::Unreachable, error.to_string()),
     };

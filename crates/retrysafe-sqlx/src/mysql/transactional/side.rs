@@ -78,8 +78,13 @@ impl MySqlSide {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(error::not_sent(&self.place(), error)),
             Err(_) => {
+                // D4: what has connections is there.
+                let kind = match self.pool.size() {
+                    0 => StoreErrorKind::Unreachable,
+                    _ => StoreErrorKind::Timeout,
+                };
                 let context = format!("{}: the pool had no connection in time", self.place());
-                Err(StoreError::new(StoreErrorKind::Unreachable, context))
+                Err(StoreError::new(kind, context))
             }
         }
     }
