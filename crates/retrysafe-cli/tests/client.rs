@@ -104,9 +104,12 @@ fn response(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>>
 /// What becomes of the connections to the proxy meanwhile; counts how often what was done. A cut is
 /// for one call; what is for all of them is rarer, so that the retry budget is not spent by it alone.
 async fn disturb(wire: &Wire, done: &[AtomicU64; 6]) {
-    let chance = SeededEntropy::new(11);
     for step in 0_usize.. {
-        sleep(Duration::from_millis(10 + chance.below(30) as u64)).await;
+        // By what was answered, not by the time: on a slow machine there are no more of them.
+        let due = wire.round_trips() + 4;
+        while wire.round_trips() < due {
+            sleep(Duration::from_millis(1)).await;
+        }
         let kind = match step % 24 {
             7 => 3,
             15 => 4,
@@ -231,5 +234,5 @@ async fn each_call_through_the_proxy_is_executed_exactly_once_and_none_is_lost()
         assert_eq!(*times, 1, "{order:?}");
     }
     assert_eq!(answered + unknown.len() + not_done.len(), calls);
-    assert!(answered > calls / 2, "most of them had their answer at once");
+    assert!(answered > calls / 4, "many of them had their answer at once");
 }
