@@ -89,6 +89,8 @@ pub(super) struct Connections {
     place: String,
     most: u32,
     permits: Arc<Semaphore>,
+    /// Shared by every connection that is lent, or still owes an answer.
+    lent: Arc<()>,
     idle: Mutex<Idle>,
 }
 
@@ -98,8 +100,6 @@ struct Idle {
     connections: VecDeque<(Instant, MySqlConnection)>,
     /// When a connection last broke: the others may have broken with it.
     broke: Option<Instant>,
-    /// When the server was last heard of.
-    heard: Option<Instant>,
 }
 
 impl Connections {
@@ -109,6 +109,7 @@ impl Connections {
             origin,
             most,
             permits: Arc::new(Semaphore::new(most as usize)),
+            lent: Arc::default(),
             idle: Mutex::default(),
         }
     }
@@ -121,11 +122,10 @@ impl Connections {
     ///
     /// Every error says that nothing was sent.
     pub(super) async fn lend(&self, deadline: Instant) -> Result<Lent<'_>, StoreError> {
-        let since = Instant::now();
         let permit = match timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             _ => {
-                return Err(self.late(since, &format!("all {} connections were in use", self.most)));
+                return Err(self.late(&format!("all {} connections were in use", self.most)));
             }
         };
         while let Some((mut connection, is_doubtful)) = self.take() {
@@ -133,23 +133,21 @@ impl Connections {
                 match timeout_at(deadline, connection.ping()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => continue,
-                    Err(_) => return Err(self.late(since, "it did not answer a ping in time")),
+                    Err(_) => return Err(self.late("it did not answer a ping in time")),
                 }
             }
-            return Ok(Lent {
-                connections: self,
-                connection: Some(connection),
-                permit: Some(permit),
-            });
+            return Ok(self.lent(connection, permit));
         }
         match timeout_at(deadline, self.origin.connect()).await {
-            Ok(Ok(connection)) => {
-                self.idle().heard = Some(Instant::now());
-                Ok(Lent { connections: self, connection: Some(connection), permit: Some(permit) })
-            }
+            Ok(Ok(connection)) => Ok(self.lent(connection, permit)),
             Ok(Err(error)) => Err(error::not_sent(&self.place, error)),
-            Err(_) => Err(self.late(since, "no connection came about in time")),
+            Err(_) => Err(self.late("no connection came about in time")),
         }
+    }
+
+    fn lent(&self, connection: MySqlConnection, permit: OwnedSemaphorePermit) -> Lent<'_> {
+        let (connection, permit) = (Some(connection), Some(permit));
+        Lent { connections: self, connection, permit, counted: Arc::clone(&self.lent) }
     }
 
     /// The connection that was used last, and whether it has to be asked if it is still there.
@@ -165,14 +163,13 @@ impl Connections {
 
     /// Takes a connection that nobody uses.
     pub(super) fn keep(&self, connection: MySqlConnection) {
-        let (mut idle, now) = (self.idle(), Instant::now());
-        idle.heard = Some(now);
-        idle.connections.push_back((now, connection));
+        self.idle().connections.push_back((Instant::now(), connection));
     }
 
-    /// D4: a server that has answered others since is there.
-    fn late(&self, since: Instant, why: &str) -> StoreError {
-        let (kind, what) = match self.idle().heard.is_some_and(|heard| heard >= since) {
+    /// D4: a server to which there are connections is there.
+    fn late(&self, why: &str) -> StoreError {
+        let is_there = Arc::strong_count(&self.lent) > 1 || !self.idle().connections.is_empty();
+        let (kind, what) = match is_there {
             true => (StoreErrorKind::Timeout, "is too busy"),
             false => (StoreErrorKind::Unreachable, "could not be reached"),
         };
@@ -206,6 +203,7 @@ pub(super) struct Lent<'a> {
     connections: &'a Connections,
     connection: Option<MySqlConnection>,
     permit: Option<OwnedSemaphorePermit>,
+    counted: Arc<()>,
 }
 
 impl Lent<'_> {
@@ -241,14 +239,14 @@ impl Lent<'_> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        let permit = self.permit.take();
+        let (permit, counted) = (self.permit.take(), Arc::clone(&self.counted));
         if let Some(mut connection) = self.connection.take()
             && let Ok(runtime) = Handle::try_current()
         {
             runtime.spawn(async move {
                 // It is answered after what is under way.
                 let _ = timeout(CONVALESCENCE, connection.ping()).await;
-                drop((connection, permit));
+                drop((connection, permit, counted));
             });
         }
     }

@@ -60,19 +60,14 @@ pub(crate) struct Own {
     /// How long the server lets a statement run, and wait for a row.
     statement_timeout: Duration,
     lock_timeout: Duration,
-    idle: Mutex<AllIdle>,
+    /// The longest unused is first, the last used is last and goes out first.
+    idle: Mutex<VecDeque<Idle>>,
     permits: Arc<Semaphore>,
+    /// Shared by every connection that is lent, or still owes an answer.
+    lent: Arc<()>,
     handshakes: Semaphore,
     /// When a connection becomes idle, or a handshake is over.
     stirred: Notify,
-}
-
-#[derive(Default)]
-struct AllIdle {
-    /// The longest unused is first, the last used is last and goes out first.
-    connections: VecDeque<Idle>,
-    /// When the server was last heard of.
-    heard: Option<Instant>,
 }
 
 struct Idle {
@@ -106,6 +101,7 @@ pub(crate) struct LentOwn {
     opened: Instant,
     /// None once it broke.
     connection: Option<PgConnection>,
+    counted: Arc<()>,
     /// What it was sent and has not answered.
     owes: Option<Owes>,
 }
@@ -126,6 +122,7 @@ impl Connections {
             lock_timeout: settings.timeout * 2 / 3,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(settings.max_connections as usize)),
+            lent: Arc::default(),
             handshakes: Semaphore::new(HANDSHAKES),
             stirred: Notify::new(),
         }))
@@ -134,7 +131,6 @@ impl Connections {
     /// A connection, at the latest at `until`. Nothing of any verb is sent before there is one, so
     /// whatever goes wrong here changed nothing.
     pub(crate) async fn lend(&self, place: &Place, until: Instant) -> Result<Lent, OpenError> {
-        let since = Instant::now();
         let lent = async {
             match self {
                 Self::Own(own) => Arc::clone(own).lend().await.map(Lent::Own),
@@ -145,9 +141,9 @@ impl Connections {
             }
         };
         let late = || {
-            // D4: a server that has answered others meanwhile is there.
+            // D4: a server to which there are connections is there.
             let is_there = match self {
-                Self::Own(own) => own.idle().heard.is_some_and(|heard| heard >= since),
+                Self::Own(own) => own.has_connections(),
                 Self::Pool(pool) => pool.size() > 0,
             };
             let (kind, problem) = match is_there {
@@ -172,7 +168,8 @@ impl Own {
             Err(_turn) => (self.connect().await?, Instant::now(), Some(Owes::Barrier)),
         };
         let (place, connection) = (self.place.clone(), Some(connection));
-        let mut lent = LentOwn { connections: self, permit, opened, connection, owes };
+        let counted = Arc::clone(&self.lent);
+        let mut lent = LentOwn { connections: self, permit, opened, connection, counted, owes };
         if lent.owes.is_some() {
             lent.pass_barrier().await.map_err(|error| failure::open(&place, error))?;
         }
@@ -218,14 +215,17 @@ impl Own {
         if row.try_get("standby").map_err(failed)? {
             return Err(failure::standby(&self.place));
         }
-        self.idle().heard = Some(Instant::now());
         Ok(connection)
+    }
+
+    fn has_connections(&self) -> bool {
+        Arc::strong_count(&self.lent) > 1 || !self.idle().is_empty()
     }
 
     fn pop(&self) -> Option<Idle> {
         let mut idle = self.idle();
         let now = Instant::now();
-        while let Some(last) = idle.connections.pop_back() {
+        while let Some(last) = idle.pop_back() {
             if now - last.since < MOST_IDLE && now - last.opened < MOST_AGE {
                 return Some(last);
             }
@@ -236,16 +236,15 @@ impl Own {
     fn push(&self, connection: PgConnection, opened: Instant) {
         let since = Instant::now();
         let mut idle = self.idle();
-        idle.heard = Some(since);
-        idle.connections.push_back(Idle { connection, opened, since });
-        if idle.connections.front().is_some_and(|first| since - first.since >= MOST_IDLE) {
-            idle.connections.pop_front();
+        idle.push_back(Idle { connection, opened, since });
+        if idle.front().is_some_and(|first| since - first.since >= MOST_IDLE) {
+            idle.pop_front();
         }
         drop(idle);
         self.stirred.notify_one();
     }
 
-    fn idle(&self) -> MutexGuard<'_, AllIdle> {
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -283,7 +282,7 @@ impl Lent {
         if error.is_some_and(breaks) {
             lent.connection = None;
             // What broke one, a server that went away, has likely broken the others.
-            lent.connections.idle().connections.clear();
+            lent.connections.idle().clear();
         }
     }
 }
@@ -315,12 +314,12 @@ impl Drop for LentOwn {
         // reports success for a commit whose wait for a standby is cancelled.
         let Ok(runtime) = Handle::try_current() else { return };
         let (connections, opened) = (Arc::clone(&self.connections), self.opened);
-        let permit = self.permit.take();
+        let (permit, counted) = (self.permit.take(), Arc::clone(&self.counted));
         runtime.spawn(async move {
             if timeout(CONVALESCENCE, answers(&mut connection, owes)).await == Ok(true) {
                 connections.push(connection, opened);
             }
-            drop(permit);
+            drop((permit, counted));
         });
     }
 }

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
-use retrysafe_core::{Begin, Claim, Found, Held, Inspect as _, Store as _, StoreErrorKind};
+use futures_util::future::join_all;
+use retrysafe_core::{
+    Begin, Claim, Found, Held, Inspect as _, Store as _, StoreError, StoreErrorKind,
+};
 use retrysafe_sqlx::PostgresStore;
 use retrysafe_testkit::servers::{PostgresServer, Wire};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::{LONG, Table, acquire, claim, operation};
+use crate::{LONG, Table, acquire, claim, operation, until_answered};
 
 /// A store at the end of a wire, with one connection that has prepared every statement.
 struct Line {
@@ -156,4 +160,30 @@ async fn st4_a_verb_that_is_repeated_while_its_first_try_is_still_out_is_done_on
     let retry = crate::claim(claim.id);
     let found = crate::until_answered(|| slow.begin(&retry)).await;
     assert!(matches!(found, Begin::Found(Found::Finished { payload, .. }) if payload == "done"));
+}
+
+/// A server that has no time for all is there: nobody may go on unprotected beside those whom it serves.
+#[tokio::test]
+async fn d4_a_busy_server_is_not_an_unreachable_one() {
+    let table = Table::new().await;
+    // Its time-out for locks, two thirds of this one, is answered before anybody gives up.
+    let builder = table.builder().max_connections(1).timeout(Duration::from_secs(3));
+    let store = builder.open().await.unwrap();
+    acquire(&store, &claim(operation())).await;
+
+    let mut elsewhere = PgConnection::connect(&table.url).await.unwrap();
+    let mut holding = elsewhere.begin().await.unwrap();
+    let lock = format!("LOCK {} IN EXCLUSIVE MODE", table.name);
+    sqlx::query(AssertSqlSafe(lock)).execute(&mut *holding).await.unwrap();
+    let claims: Vec<_> = (0..8).map(|_| claim(operation())).collect();
+    let begun = join_all(claims.iter().map(|claim| store.begin(claim))).await;
+    // That a row is held is an answer; the others got no connection.
+    let errors: Vec<_> = begun.into_iter().filter_map(Result::err).collect();
+    let kinds = errors.iter().map(StoreError::kind);
+    assert!(!kinds.into_iter().any(|it| it == StoreErrorKind::Unreachable), "{errors:?}");
+    let waited = errors.iter().filter(|it| it.to_string().contains("in use for too long"));
+    assert!(waited.count() > 0, "{errors:?}");
+
+    holding.rollback().await.unwrap();
+    until_answered(|| store.begin(&claims[0])).await;
 }
