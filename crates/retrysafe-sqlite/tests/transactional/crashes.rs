@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use retrysafe_axum::{Completer, OnInFlight, Once, PhaseError, Scope};
+use retrysafe_axum::{Completer, Done, OnInFlight, Once, OnceError, PhaseError, Scope};
 use retrysafe_sqlite::{SqliteTransaction, TransactionalSqlite};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -116,6 +116,23 @@ impl Service {
 
     /// One more on the account; whether it was answered from the record.
     async fn credit(&self, key: &str, moment: &str) -> bool {
+        loop {
+            if let Some(replayed) = answered(self.try_credit(key, moment).await) {
+                return replayed;
+            }
+        }
+    }
+
+    /// Reserves, charges, credits.
+    async fn pay(&self, moment: &str) -> bool {
+        loop {
+            if let Some(replayed) = answered(self.try_pay(moment).await) {
+                return replayed;
+            }
+        }
+    }
+
+    async fn try_credit(&self, key: &str, moment: &str) -> Result<Done<()>, OnceError<String>> {
         let moment = moment.to_owned();
         let run = self.once.run("credit", &Scope::shared(), key, &(), |context| async move {
             at(&moment, "after the claim").await;
@@ -133,11 +150,10 @@ impl Service {
             at(&moment, "after the work").await;
             Ok::<_, String>(())
         });
-        run.await.unwrap().replayed
+        run.await
     }
 
-    /// Reserves, charges, credits.
-    async fn pay(&self, moment: &str) -> bool {
+    async fn try_pay(&self, moment: &str) -> Result<Done<()>, OnceError<String>> {
         let (moment, calls) = (moment.to_owned(), self.calls.clone());
         let run = self.once.run("pay", &Scope::shared(), "one", &(), |context| async move {
             let mut phases = context.phases::<SqliteTransaction>().unwrap();
@@ -168,7 +184,17 @@ impl Service {
             at(&moment, "after the work").await;
             Ok::<_, String>(())
         });
-        run.completable().await.unwrap().replayed
+        run.completable().await
+    }
+}
+
+/// Whether it was answered from the record; nothing if it has to be tried again. On a machine that is
+/// busy the lease may be over before the claim is answered, and then nothing runs.
+fn answered(done: Result<Done<()>, OnceError<String>>) -> Option<bool> {
+    match done {
+        Ok(done) => Some(done.replayed),
+        Err(OnceError::Problem(problem)) if problem.retry_after.is_some() => None,
+        Err(error) => panic!("{error}"),
     }
 }
 
