@@ -221,7 +221,8 @@ async fn each_call_through_the_proxy_is_executed_exactly_once_and_none_is_lost()
             }
         }
     }
-    (resumed.sort(), unknown.sort());
+    resumed.sort();
+    unknown.sort();
     assert!(resumed == unknown, "the journal knows exactly the unknown ones");
     assert!(client.resume().await.unwrap().is_empty());
     // What was not done may be asked for anew: its caller was told that nothing was sent.
