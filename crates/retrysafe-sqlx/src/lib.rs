@@ -111,4 +111,4 @@ pub use self::postgres::{
 };
 pub use self::rendezvous::{Host, Primaries, PrimariesBuilder, Role, hosts};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-pub use self::transactional::{Isolation, SharedTransaction, is_conflict};
+pub use self::transactional::{Isolation, SharedTransaction, TransactionalBuilder, is_conflict};

@@ -1,6 +1,7 @@
 //! What the transactional stores of both engines share. A [`Side`] knows one engine's statements; a
 //! [`Core`] knows what to do with them.
 
+mod builder;
 mod core;
 mod end;
 mod flights;
@@ -16,11 +17,8 @@ use retrysafe_core::{
 use sqlx::{Database, SqlStr, Transaction, pool::PoolConnection};
 use tokio::time::Instant;
 
-pub use self::transaction::SharedTransaction;
-pub(crate) use self::{
-    core::{Core, Settings},
-    flights::in_flight_elsewhere,
-};
+pub(crate) use self::{builder::Engine, core::Core, flights::in_flight_elsewhere};
+pub use self::{builder::TransactionalBuilder, transaction::SharedTransaction};
 
 /// The isolation level of the transactions that a store opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,11 +52,16 @@ impl Isolation {
 /// # }
 /// ```
 pub fn is_conflict(error: &sqlx::Error) -> bool {
-    let Some(code) = error.as_database_error().and_then(|error| error.code()) else {
-        return false;
-    };
+    let Some(error) = error.as_database_error() else { return false };
+    // A row that has changed under a snapshot has no SQLSTATE of its own in MariaDB.
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()
+        && error.number() == 1020
+    {
+        return true;
+    }
     // MySQL says 40001 for a deadlock, too.
-    matches!(&*code, "40001" | "40P01")
+    matches!(error.code().as_deref(), Some("40001" | "40P01"))
 }
 
 /// One engine: how its transactions are opened, and what is written in them.

@@ -113,9 +113,7 @@ impl Killing {
             if kill % DATABASE_DIES == DATABASE_DIES - 1 {
                 self.database.lock().await.kill_and_restart().await;
             }
-            // Two of three die at a point, each point in its turn.
-            let point = (kill % 3 != 2).then(|| points[(kill as usize * 2 / 3) % points.len()]);
-            service = self.start(point, place).await;
+            service = self.start(point(points, kill), place).await;
             if self.report && (kill + 1).is_multiple_of(100) {
                 eprintln!("{} of {} kills", kill + 1, self.kills);
             }
@@ -165,6 +163,12 @@ impl Killing {
     }
 }
 
+/// Where the service dies that follows so many others: two of three at a point, each point in its turn.
+fn point(points: &[&'static str], kill: u32) -> Option<&'static str> {
+    let before = (kill - kill / 3) as usize;
+    (kill % 3 != 2).then(|| points[before % points.len()])
+}
+
 /// A service as a process of its own.
 struct Service {
     process: Child,
@@ -182,5 +186,22 @@ impl Service {
         // SIGKILL
         let _ = self.process.kill().await;
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn somebody_dies_at_every_point() {
+        for mode in [Mode::Transactional, Mode::Layer] {
+            let points = service::points(mode);
+            let died: BTreeSet<_> =
+                (0..3 * points.len() as u32).filter_map(|kill| point(points, kill)).collect();
+            assert_eq!(died, points.iter().copied().collect());
+        }
     }
 }

@@ -122,24 +122,26 @@ async fn answer(request: Request, next: Next) -> Response {
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     let middle = body.len() / 2;
     let pieces = [body.slice(..middle), body.slice(middle..)];
-    let pieces = stream::unfold((pieces, 0), |(pieces, next)| async move {
-        match next {
-            1 => {
-                // The first has left by now, as far as it will.
-                tokio::task::yield_now().await;
-                failpoint::reached("during the answer");
-            }
-            2 => {
-                tokio::task::yield_now().await;
-                failpoint::reached("after the answer");
-                return None;
-            }
-            _ => {}
+    let pieces = stream::unfold((pieces, 0, Sent), |(pieces, next, sent)| async move {
+        if next == 1 {
+            // The first has left by now, as far as it will.
+            tokio::task::yield_now().await;
+            failpoint::reached("during the answer");
         }
-        let piece: Bytes = pieces[next].clone();
-        Some((Ok::<_, std::io::Error>(piece), (pieces, next + 1)))
+        let piece: Bytes = pieces.get(next)?.clone();
+        Some((Ok::<_, std::io::Error>(piece), (pieces, next + 1, sent)))
     });
     // Its length is said, so that half an answer is not taken for one.
     head.headers.insert("content-length", body.len().into());
     Response::from_parts(head, Body::from_stream(pieces))
+}
+
+/// Dropped when the server has no more use for an answer: whoever knows its length does not ask for
+/// what comes after the last piece.
+struct Sent;
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        failpoint::reached("after the answer");
+    }
 }

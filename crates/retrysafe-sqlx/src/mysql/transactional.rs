@@ -9,7 +9,13 @@ use sqlx::{MySql, MySqlPool};
 
 pub use self::builder::TransactionalMySqlBuilder;
 use self::side::MySqlSide;
-use crate::transactional::{Core, SharedTransaction, Side as _, store_of_core};
+use crate::{
+    MySqlStore,
+    transactional::{Core, SharedTransaction, Side as _, TransactionalBuilder, store_of_core},
+};
+
+/// How many connections of its own it has at most.
+const LOOKS: u32 = 8;
 
 /// The transaction that a [`TransactionalMySql`] lends to a handler.
 pub type MySqlTransaction = SharedTransaction<MySql>;
@@ -85,7 +91,7 @@ pub struct TransactionalMySql {
 impl TransactionalMySql {
     /// Sets up a store on the pool that the service uses itself.
     pub fn builder(pool: MySqlPool) -> TransactionalMySqlBuilder {
-        TransactionalMySqlBuilder::new(pool)
+        TransactionalBuilder::new(pool.clone(), MySqlStore::from_pool(pool).max_connections(LOOKS))
     }
 }
 

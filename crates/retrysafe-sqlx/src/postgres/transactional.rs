@@ -9,7 +9,10 @@ use sqlx::{PgPool, Postgres};
 
 pub use self::builder::TransactionalPostgresBuilder;
 use self::side::PostgresSide;
-use crate::transactional::{Core, SharedTransaction, Side as _, store_of_core};
+use crate::{
+    PostgresStore,
+    transactional::{Core, SharedTransaction, Side as _, TransactionalBuilder, store_of_core},
+};
 
 /// The transaction that a [`TransactionalPostgres`] lends to a handler.
 pub type PostgresTransaction = SharedTransaction<Postgres>;
@@ -76,8 +79,9 @@ pub type PostgresTransaction = SharedTransaction<Postgres>;
 ///
 /// # Costs
 ///
-/// Beside the handler's own transaction: a plain read before it, the claim, the outcome. Each
-/// operation in flight holds a connection of the pool, so bound them
+/// Beside the handler's own transaction two requests: a look before it, which is all that a replay is,
+/// and the outcome. The claim goes with `BEGIN`. Behind a pooler that lends a session for one
+/// transaction the claim is a third one. Each operation in flight holds a connection of the pool, so bound them
 /// (`EngineBuilder::max_in_flight`) by what the pool has, and don't let a handler wait for a second
 /// connection while it holds this one.
 ///
@@ -96,7 +100,7 @@ pub struct TransactionalPostgres {
 impl TransactionalPostgres {
     /// Sets up a store on the pool that the service uses itself.
     pub fn builder(pool: PgPool) -> TransactionalPostgresBuilder {
-        TransactionalPostgresBuilder::new(pool)
+        TransactionalBuilder::new(pool.clone(), PostgresStore::from_pool(pool))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use retrysafe_core::{
-    About, Acquired, Begin, Claim, ConfigError, Found, Held, Lease, OperationId, Store as _,
-    StoreError, StoreErrorKind, Swept, Unit,
+    About, Acquired, Begin, Claim, Found, Held, Lease, OperationId, Store as _, StoreError,
+    StoreErrorKind, Swept, Unit,
 };
 use sqlx::Transaction;
 use tokio::{
@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Looked, Opened, Side,
+    builder::Settings,
     flights::{Entered, Flights, in_flight_elsewhere},
     transaction::Slot,
 };
@@ -21,39 +22,6 @@ use crate::failpoint;
 
 /// How often a waiter looks for what another process did.
 const POLL: Duration = Duration::from_millis(100);
-
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// How long a verb may take.
-    pub(crate) timeout: Duration,
-    /// How long a duplicate waits for the transaction that holds its key.
-    pub(crate) wait: Duration,
-    /// How many may wait on rows at once; half of the pool unless said otherwise.
-    pub(crate) max_waiting: Option<usize>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let (timeout, wait) = (Duration::from_millis(1_500), Duration::from_secs(1));
-        Self { timeout, wait, max_waiting: None }
-    }
-}
-
-impl Settings {
-    /// How many may wait, for a pool with so many connections.
-    pub(crate) fn waiting(&self, connections: u32) -> Result<usize, ConfigError> {
-        if self.wait < Duration::from_millis(1) || self.wait > self.timeout {
-            return Err(ConfigError::new("wait", "from 1 ms to the timeout"));
-        }
-        let connections = connections as usize;
-        let waiting = self.max_waiting.unwrap_or(connections / 2);
-        if waiting >= connections {
-            let problem = "fewer than the pool has connections, or nothing else gets one";
-            return Err(ConfigError::new("max_waiting", problem));
-        }
-        Ok(waiting)
-    }
-}
 
 /// A store whose records commit with the work, on one engine.
 pub(crate) struct Core<S: Side> {

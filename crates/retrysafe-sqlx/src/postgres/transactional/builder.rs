@@ -1,95 +1,36 @@
-//! How a transactional store is set up.
+//! How a transactional store on PostgreSQL is opened.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use sqlx::PgPool;
+use sqlx::Postgres;
 
 use super::{PostgresSide, TransactionalPostgres};
 use crate::{
     OpenError, PostgresStoreBuilder,
-    postgres::PostgresStore,
-    table::{self, TableName},
-    transactional::{Core, Isolation, Settings},
+    transactional::{Core, Engine, TransactionalBuilder},
 };
 
 /// Sets up a [`TransactionalPostgres`].
-#[derive(Debug)]
-#[must_use]
-pub struct TransactionalPostgresBuilder {
-    pool: PgPool,
-    records: PostgresStoreBuilder,
-    table: String,
-    isolation: Option<Isolation>,
-    settings: Settings,
-}
+pub type TransactionalPostgresBuilder = TransactionalBuilder<Postgres>;
 
-impl TransactionalPostgresBuilder {
-    pub(super) fn new(pool: PgPool) -> Self {
-        Self {
-            records: PostgresStore::from_pool(pool.clone()),
-            pool,
-            table: table::DEFAULT.to_owned(),
-            isolation: None,
-            settings: Settings::default(),
-        }
+impl Engine for Postgres {
+    type Store = TransactionalPostgres;
+    type Records = PostgresStoreBuilder;
+
+    fn migrate(records: PostgresStoreBuilder) -> PostgresStoreBuilder {
+        records.migrate()
     }
 
-    /// The table: see [`PostgresStoreBuilder::table`].
-    pub fn table(mut self, name: impl Into<String>) -> Self {
-        self.table = name.into();
-        self
+    fn max_payload(records: PostgresStoreBuilder, bytes: usize) -> PostgresStoreBuilder {
+        records.max_payload(bytes)
     }
 
-    /// Creates the table when the store is opened, if it does not exist.
-    pub fn migrate(mut self) -> Self {
-        self.records = self.records.migrate();
-        self
-    }
-
-    /// How long a verb may take, 1.5 s by default, which is below the engine's deadline for a store
-    /// call (D5). The handler may take longer: no verb is under way meanwhile.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = timeout;
-        self
-    }
-
-    /// How long a duplicate waits for the transaction that holds its key before it is in progress
-    /// (409); a second by default, and no longer than [`timeout`](Self::timeout).
-    pub fn wait(mut self, wait: Duration) -> Self {
-        self.settings.wait = wait;
-        self
-    }
-
-    /// How many duplicates may wait on rows of *other processes* at once, each with a connection of
-    /// the pool; fewer than the pool has, half of them by default. The next one is in progress at
-    /// once.
-    pub fn max_waiting(mut self, duplicates: usize) -> Self {
-        self.settings.max_waiting = Some(duplicates);
-        self
-    }
-
-    /// The isolation level of the transactions; the pool's own by default.
-    pub fn isolation(mut self, isolation: Isolation) -> Self {
-        self.isolation = Some(isolation);
-        self
-    }
-
-    /// The largest payload in bytes: see [`PostgresStoreBuilder::max_payload`].
-    pub fn max_payload(mut self, bytes: usize) -> Self {
-        self.records = self.records.max_payload(bytes);
-        self
-    }
-
-    /// Makes sure that the server and the table are fit to be a store.
-    ///
-    /// # Errors
-    ///
-    /// [`OpenError`], which names the server and says what to do. It comes within ten seconds.
-    pub async fn open(self) -> Result<TransactionalPostgres, OpenError> {
-        let Self { pool, records, table, isolation, settings } = self;
-        let setting = |error| OpenError::setting("PostgreSQL", error);
-        let waiting = settings.waiting(pool.options().get_max_connections()).map_err(setting)?;
-        let name = TableName::parse(&table).map_err(setting)?;
+    async fn open(
+        builder: TransactionalPostgresBuilder,
+    ) -> Result<TransactionalPostgres, OpenError> {
+        let checked = builder.checked();
+        let (name, waiting) = checked.map_err(|error| OpenError::setting("PostgreSQL", error))?;
+        let TransactionalBuilder { pool, records, table, isolation, settings } = builder;
         let records = records.table(table).timeout(settings.timeout).open().await?;
         let side = PostgresSide::new(pool, records, &name, isolation);
         Ok(TransactionalPostgres { core: Arc::new(Core::new(side, settings, waiting)) })

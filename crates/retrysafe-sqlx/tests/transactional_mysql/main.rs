@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
+mod conflicts;
+mod endings;
+
 use std::{
     sync::{
         Arc,
@@ -28,7 +31,6 @@ use retrysafe_axum::{
 };
 use retrysafe_sqlx::{
     Isolation, MySqlStore, MySqlTransaction, TransactionalMySql, TransactionalMySqlBuilder,
-    is_conflict,
 };
 use retrysafe_testkit::servers::{MariadbServer, Wire};
 use sqlx::{
@@ -36,7 +38,7 @@ use sqlx::{
     mysql::{MySqlPoolOptions, MySqlRow},
 };
 use tokio::{
-    sync::{Barrier, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::timeout,
 };
@@ -74,7 +76,15 @@ impl Bank {
         connections: u32,
         set: impl FnOnce(TransactionalMySqlBuilder) -> TransactionalMySqlBuilder,
     ) -> Self {
-        let pool = MySqlPoolOptions::new().max_connections(connections).connect(url).await.unwrap();
+        Self::on(url, MySqlPoolOptions::new().max_connections(connections), set).await
+    }
+
+    async fn on(
+        url: &str,
+        pool: MySqlPoolOptions,
+        set: impl FnOnce(TransactionalMySqlBuilder) -> TransactionalMySqlBuilder,
+    ) -> Self {
+        let pool = pool.connect(url).await.unwrap();
         let store = TransactionalMySql::builder(pool).migrate().timeout(PATIENCE).wait(PATIENCE);
         Self { url: url.to_owned(), store: set(store).open().await.unwrap() }
     }
@@ -246,39 +256,6 @@ async fn a_commit_by_hand_is_found_out_whatever_is_answered() {
         assert_eq!(app.post("one").await.code(), "handler_failed");
         assert_eq!(app.post("one").await.code(), "outcome_unknown");
     }
-}
-
-#[tokio::test]
-async fn a_deadlock_undoes_one_and_its_retry_runs() {
-    let bank = Bank::new().await;
-    let (pair, runs) = (Arc::new(Barrier::new(2)), Arc::new(AtomicU32::new(0)));
-    let app = bank.app(move |Transaction(mut transaction): Tx| {
-        let (pair, runs) = (pair.clone(), runs.clone());
-        async move {
-            let run = runs.fetch_add(1, Ordering::SeqCst);
-            let (first, second) = if run == 0 { (1, 2) } else { (2, 1) };
-            let work = async {
-                add(&mut transaction, first).await?;
-                if run < 2 {
-                    pair.wait().await;
-                }
-                add(&mut transaction, second).await
-            };
-            match work.await {
-                Ok(()) => StatusCode::CREATED,
-                Err(error) if is_conflict(&error) => StatusCode::SERVICE_UNAVAILABLE,
-                Err(_) => StatusCode::IM_A_TEAPOT,
-            }
-        }
-    });
-    let (one, two) = tokio::join!(app.post("one"), app.post("two"));
-    let mut statuses = [one.status.as_u16(), two.status.as_u16()];
-    statuses.sort();
-    assert_eq!(statuses, [201, 503]);
-    for key in ["one", "two"] {
-        assert_eq!(app.retry(key).await.status, StatusCode::CREATED);
-    }
-    assert_eq!((bank.balance().await, bank.records().await), (2, (2, 2)));
 }
 
 #[tokio::test]
