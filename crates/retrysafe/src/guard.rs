@@ -104,7 +104,6 @@ impl<S: Store> Guard<S> {
     }
 
     /// Answers a guarded request. `inner` is ready.
-    #[expect(clippy::manual_async_fn, reason = "an `async fn` carries what it is given twice")]
     pub(crate) fn answer<I, B, R>(
         self: Arc<Self>,
         mut inner: I,
@@ -152,90 +151,85 @@ impl<S: Store> Guard<S> {
         )
     }
 
-    fn prepare<B>(
-        &self,
-        mut received: Box<Received<B>>,
-    ) -> impl Future<Output = Result<Ready<B>, Box<Problem>>> + Send
+    async fn prepare<B>(&self, mut received: Box<Received<B>>) -> Result<Ready<B>, Box<Problem>>
     where
         B: Body<Data = Bytes> + Unpin + Send,
     {
-        async move {
-            let Received { parts, body } = &mut *received;
-            let settings = &*self.settings;
-            let now = || self.engine.clock().wall();
-            // Before anything is waited for: a bad key costs nothing.
-            let early_key = match &settings.key_source {
-                KeySource::Header | KeySource::HeaderOrField(_) => {
-                    settings.key.read(&parts.headers, now).map_err(Problem::from)?
-                }
-                KeySource::Function(find) => match find(parts) {
+        let Received { parts, body } = &mut *received;
+        let settings = &*self.settings;
+        let now = || self.engine.clock().wall();
+        // Before anything is waited for: a bad key costs nothing.
+        let early_key = match &settings.key_source {
+            KeySource::Header | KeySource::HeaderOrField(_) => {
+                settings.key.read(&parts.headers, now).map_err(Problem::from)?
+            }
+            KeySource::Function(find) => match find(parts) {
+                Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
+                None => None,
+            },
+            _ => None,
+        };
+        let from_body = matches!(
+            settings.key_source,
+            KeySource::Json(_) | KeySource::Content | KeySource::HeaderOrField(_)
+        );
+        if early_key.is_none() && !from_body && settings.require_key {
+            return Err(Box::new(Problem::missing_key()));
+        }
+        // Known before the body is read, where it can be: nobody's body is not worth reading.
+        let early_scope = match early_key {
+            Some(_) => Some(self.scope.find(parts).await?),
+            None => None,
+        };
+        let read = body.read(&parts.headers, settings.inline_body).await;
+        read.map_err(|_| incomplete_body())?;
+        let fingerprint = self.fingerprint(&settings.fingerprinter, parts, body);
+        let key = match &settings.key_source {
+            KeySource::Json(pointer) => {
+                let body = body.whole().ok_or_else(Problem::key_out_of_reach)?;
+                match pointer.key_text(body).map_err(Problem::from)? {
                     Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
                     None => None,
-                },
-                _ => None,
-            };
-            let from_body = matches!(
-                settings.key_source,
-                KeySource::Json(_) | KeySource::Content | KeySource::HeaderOrField(_)
-            );
-            if early_key.is_none() && !from_body && settings.require_key {
-                return Err(Box::new(Problem::missing_key()));
+                }
             }
-            // Known before the body is read, where it can be: nobody's body is not worth reading.
-            let early_scope = match early_key {
-                Some(_) => Some(self.scope.find(parts).await?),
-                None => None,
-            };
-            let read = body.read(&parts.headers, settings.inline_body).await;
-            read.map_err(|_| incomplete_body())?;
-            let fingerprint = self.fingerprint(&settings.fingerprinter, parts, body);
-            let key = match &settings.key_source {
-                KeySource::Json(pointer) => {
-                    let body = body.whole().ok_or_else(Problem::key_out_of_reach)?;
-                    match pointer.key_text(body).map_err(Problem::from)? {
-                        Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
-                        None => None,
-                    }
-                }
-                KeySource::Content => {
-                    body.whole().ok_or_else(Problem::key_out_of_reach)?;
-                    Some(content_key(&fingerprint)?)
-                }
-                KeySource::HeaderOrField(find) => {
-                    let field = match find(parts, body.whole())? {
-                        Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
-                        None => None,
-                    };
-                    match (early_key, field) {
-                        (Some(key), Some(field)) if key != field => {
-                            return Err(Box::new(Problem::keys_differ()));
-                        }
-                        (key, field) => key.or(field),
-                    }
-                }
-                _ => early_key,
-            };
-            let Some(key) = key else {
-                return if settings.require_key {
-                    Err(Box::new(Problem::missing_key()))
-                } else {
-                    Ok(Ready::Unnamed(received))
+            KeySource::Content => {
+                body.whole().ok_or_else(Problem::key_out_of_reach)?;
+                Some(content_key(&fingerprint)?)
+            }
+            KeySource::HeaderOrField(find) => {
+                let field = match find(parts, body.whole())? {
+                    Some(text) => Some(settings.key.check(&text, now).map_err(Problem::from)?),
+                    None => None,
                 };
-            };
-            let scope = match early_scope {
-                Some(scope) => scope,
-                None => Box::pin(self.scope.find(parts)).await?,
-            };
-            let id = OperationId::new(&settings.namespace, &scope, &key);
-            let outer = parts.extensions.get::<Attempt>();
-            if outer.is_some_and(|outer| *outer.operation() == id) {
-                // A layer outside has claimed this very operation for this request.
-                return Ok(Ready::Unnamed(received));
+                match (early_key, field) {
+                    (Some(key), Some(field)) if key != field => {
+                        return Err(Box::new(Problem::keys_differ()));
+                    }
+                    (key, field) => key.or(field),
+                }
             }
-            let trace = Trace::from_headers(&parts.headers);
-            let prepared = Prepared { received, key, scope, id, fingerprint, trace };
-            Ok(Ready::Guarded(Box::new(prepared)))
+            _ => early_key,
+        };
+        let Some(key) = key else {
+            return if settings.require_key {
+                Err(Box::new(Problem::missing_key()))
+            } else {
+                Ok(Ready::Unnamed(received))
+            };
+        };
+        let scope = match early_scope {
+            Some(scope) => scope,
+            None => Box::pin(self.scope.find(parts)).await?,
+        };
+        let id = OperationId::new(&settings.namespace, &scope, &key);
+        let outer = parts.extensions.get::<Attempt>();
+        if outer.is_some_and(|outer| *outer.operation() == id) {
+            // A layer outside has claimed this very operation for this request.
+            return Ok(Ready::Unnamed(received));
         }
+        let trace = Trace::from_headers(&parts.headers);
+        let prepared = Prepared { received, key, scope, id, fingerprint, trace };
+        Ok(Ready::Guarded(Box::new(prepared)))
     }
 
     pub(crate) fn fingerprint<B>(

@@ -126,7 +126,6 @@ where
 }
 
 /// A request that is about to be handled, and the attempt that it is.
-#[expect(clippy::boxed_local, reason = "boxed it came, and is taken apart here")]
 fn started<S: Store, B>(
     guard: Arc<Guard<S>>,
     request: Box<Prepared<B>>,
