@@ -153,3 +153,25 @@ impl Turn {
         watch.outcome.send_replace(Some(Outcome { found, _turn: turn }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn d2_the_turn_ends_with_the_outcome() {
+        let room = Arc::<WaitingRoom>::default();
+        let enter = || room.enter(OperationId::from_bytes([1; 32]), 10).unwrap();
+        let (mut first, mut second) = (enter(), enter());
+        let Waited::Turn(turn) = first.wait().await else { panic!("nobody else has it") };
+        turn.publish(Found::Free);
+        assert!(matches!(second.wait().await, Waited::Outcome(Found::Free)));
+        assert!(matches!(first.wait().await, Waited::Outcome(Found::Free)));
+        // Whoever comes later waits for somebody else's outcome.
+        let mut late = enter();
+        assert!(matches!(late.wait().await, Waited::Turn(_)));
+        drop((first, second, late));
+        assert!(room.watches().is_empty());
+        assert_eq!(room.waiters.load(Ordering::Relaxed), 0);
+    }
+}
