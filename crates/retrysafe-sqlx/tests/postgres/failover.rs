@@ -60,8 +60,8 @@ async fn st9_nothing_is_acknowledged_without_the_standby() {
     assert_eq!(shown.len(), 1, "it is there to be seen");
     let replay = async || store.begin(&claim(claims[0].id)).await;
     let _ = replay().await.unwrap_err();
-    is(StoreErrorKind::Unreachable, replay().await.unwrap_err());
-    is(StoreErrorKind::Unreachable, complete().await.unwrap_err());
+    is(StoreErrorKind::Timeout, replay().await.unwrap_err());
+    is(StoreErrorKind::Timeout, complete().await.unwrap_err());
 
     // A pool's connections show it, but a call that is repeated still is no success.
     let pool = sqlx::PgPool::connect(&table.url).await.unwrap();
