@@ -5,13 +5,11 @@
 //! for others and judges the newest row: so every write states its whole condition, and where the
 //! two disagree the verb is run again.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use retrysafe_core::Claim;
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
-use super::record::interval;
-use crate::{table::TableName, transactional::Isolation};
+use crate::table::TableName;
 
 /// The meaning of the rows that this build reads and writes (ST10).
 pub(crate) const LAYOUT: i16 = 1;
@@ -124,63 +122,16 @@ fn answered() -> String {
     format!("SELECT {DONE} FROM granted UNION ALL SELECT false, r.* FROM standing r")
 }
 
-/// A look at a record before its claim: one row, without an id if there is no record. The session
-/// notes the claim for [`ClaimAtOnce`], and says how long it waits for locks.
-pub(crate) fn look(table: &str) -> String {
+/// `begin` of an operation without any row, within a transaction that goes on: the usual case, and
+/// the least that a claim can be. No row: there is one after all. See [`UNBOUND`].
+pub(crate) fn claim_first(table: &str) -> String {
     format!(
-        "SELECT false AS done, {RECORD}, current_setting('lock_timeout') AS lock_timeout,
-            set_config('retrysafe.claim',
-                encode($2, 'hex') || encode($1, 'hex') || encode($3, 'hex'), false) IS NULL
-        FROM (SELECT clock_timestamp() AS now) clock LEFT JOIN {table} r ON r.id = $1"
+        "INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished, fingerprint,
+            lease_until, retention, expires_at)
+        SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
+        FROM clock_timestamp() AS now
+        ON CONFLICT (id) DO NOTHING RETURNING {UNBOUND}"
     )
-}
-
-/// The claim of an operation without any row, and `BEGIN`, as one request.
-///
-/// Such a request has no parameters, and a server writes the text of what fails to its log: so it
-/// takes what it claims from where [`look`] has noted it (S3). The owner alone is in the text, to
-/// tell this claim from another one that was noted there: then there is no id, and the statement
-/// fails.
-///
-/// What comes before `BEGIN` is part of the transaction that it opens, and if it fails, none is open.
-pub(crate) struct ClaimAtOnce {
-    isolation: String,
-    insert: String,
-}
-
-impl ClaimAtOnce {
-    pub(crate) fn new(table: &str, isolation: Option<Isolation>) -> Self {
-        let isolation = isolation.map_or(String::new(), |level| {
-            format!("SET TRANSACTION ISOLATION LEVEL {}; ", level.as_str())
-        });
-        let insert = format!(
-            "INSERT INTO {table} (id, owner, fence, layout, state, previous_vanished, fingerprint,
-                lease_until, retention, expires_at)
-            SELECT decode(substr(noted, 33, 64), 'hex'), decode(left(noted, 32), 'hex'), 1, 1, 0, false,
-                decode(substr(noted, 97), 'hex'),
-                now + lease, retention, now + greatest(lease, retention)"
-        );
-        Self { isolation, insert }
-    }
-
-    /// The request, for a claim that waits for other transactions for so long, in a session that
-    /// waits as long as `lock_timeout` says: digits and a unit.
-    pub(crate) fn sql(&self, claim: &Claim, bound: Duration, lock_timeout: &str) -> SqlStr {
-        let Self { isolation, insert } = self;
-        let bound = bound.as_millis().max(1);
-        let owner = u128::from_be_bytes(claim.owner.to_bytes());
-        let [lease, retention] =
-            [claim.lease, claim.retention].map(|time| interval(time).microseconds);
-        AssertSqlSafe(format!(
-            "{isolation}SET LOCAL lock_timeout = '{bound}ms'; {insert}
-            FROM (SELECT CASE WHEN starts_with(current_setting('retrysafe.claim', true), '{owner:032x}')
-                    THEN current_setting('retrysafe.claim') END AS noted,
-                clock_timestamp() AS now, {lease} * interval '1 microsecond' AS lease,
-                {retention} * interval '1 microsecond' AS retention) AS claim;
-            SET LOCAL lock_timeout = '{lock_timeout}'; BEGIN"
-        ))
-        .into_sql_str()
-    }
 }
 
 /// `begin`, within a transaction that goes on: see [`UNBOUND`].

@@ -206,7 +206,6 @@ impl Side for MySqlSide {
             }
             // A row that nobody can see yet is locked all the same.
             let locked = store.records().is_locked(&call, &self.probe, &claim.id).await?;
-            failpoint::reached("after the look");
             return Ok(Looked::Free { seen: record, locked });
         }
     }

@@ -1,12 +1,6 @@
 //! The transactions of PostgreSQL.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
@@ -27,8 +21,8 @@ use crate::{
         call::{Shared, Statement, statement},
         failure::{self, Failure},
         is_done, observed, of_owner,
-        record::{self, NOW, column, interval},
-        statements::{self, ClaimAtOnce},
+        record::{self, NOW, interval},
+        statements,
     },
     table::TableName,
     transactional::{Isolation, Looked, Opened, Outcome, Side, in_flight_elsewhere, open},
@@ -40,14 +34,9 @@ const GLANCE: Duration = Duration::from_millis(20);
 pub(crate) struct PostgresSide {
     pool: PgPool,
     records: PostgresStore,
-    /// `$1` id, `$2` owner, `$3` fingerprint.
-    look: SqlStr,
-    claim_at_once: ClaimAtOnce,
-    /// Whether statements of one connection were seen to come to more than one session, as behind
-    /// a pooler that lends a session for one transaction.
-    roams: AtomicBool,
     begin: String,
     /// As the ordinary ones, and they give the handler its own `lock_timeout` back.
+    claim_first: SqlStr,
     claim: SqlStr,
     claim_again: SqlStr,
     /// `$1` id, `$2` owner, `$3` fingerprint, `$4` payload, `$5` retention. No row: the transaction
@@ -66,12 +55,10 @@ pub(crate) struct PostgresSide {
     abandoned: SqlStr,
 }
 
-/// What a look leaves for the claim: its connection, whose session has noted the claim; whether there
-/// was any row; and how long the session waits for locks.
+/// What a look leaves for the claim: its connection, and whether there was any row.
 pub(crate) struct Seen {
     connection: PoolConnection<Postgres>,
     any: bool,
-    lock_timeout: String,
 }
 
 /// What a claim came to within its transaction.
@@ -95,10 +82,8 @@ impl PostgresSide {
         let own = "r.id = $1 AND r.owner = $2 AND r.layout = 1 AND r.state = 0 \
             AND r.xmin::text::bigint = txid_current() & 4294967295";
         Self {
-            look: sql(statements::look(&table)),
-            claim_at_once: ClaimAtOnce::new(&table, isolation),
-            roams: AtomicBool::new(false),
             begin: format!("BEGIN{}", level.unwrap_or_default()),
+            claim_first: sql(statements::claim_first(&table)),
             claim: sql(statements::claim(&table)),
             claim_again: sql(statements::claim_again(&table)),
             finish: sql(format!(
@@ -170,52 +155,14 @@ impl PostgresSide {
 
     async fn try_claim(
         &self,
-        Seen { connection, any, lock_timeout }: Seen,
+        Seen { connection, any }: Seen,
         claim: &Claim,
-        bound: Duration,
-        until: Instant,
+        lock_timeout: Duration,
     ) -> Result<Opened<Postgres>, Failure> {
-        let plain = lock_timeout.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if any || !plain || self.roams.load(Ordering::Relaxed) {
-            return self.claim_apart(connection, claim, bound).await;
-        }
-        let batch = self.claim_at_once.sql(claim, bound, &lock_timeout);
-        let error = match open(connection, batch).await {
-            Ok(transaction) => {
-                let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
-                return Ok(Opened::Granted(transaction, first));
-            }
-            Err(error) => error,
-        };
-        // Of a statement that fails before BEGIN nothing is left, no transaction either.
-        match error.as_database_error().and_then(|error| error.code()).as_deref() {
-            // Somebody has it meanwhile.
-            Some("23505") => Ok(Opened::Again),
-            // The session has noted no claim, or another one: it is not the one that was asked
-            // before.
-            Some("23502") => {
-                self.roams.store(true, Ordering::Relaxed);
-                let connection = self.connection(until).await?;
-                self.claim_apart(connection, claim, bound).await
-            }
-            _ => match self.failed(error) {
-                Failure::Store(error) if failure::is_locked(&error) => Ok(Opened::Locked),
-                failure => Err(failure),
-            },
-        }
-    }
-
-    /// Opens a transaction, and then claims.
-    async fn claim_apart(
-        &self,
-        connection: PoolConnection<Postgres>,
-        claim: &Claim,
-        bound: Duration,
-    ) -> Result<Opened<Postgres>, Failure> {
-        let opened = open(connection, self.begin(bound)).await;
+        let opened = open(connection, self.begin(lock_timeout)).await;
         let mut transaction = opened.map_err(|error| self.failed(error))?;
         failpoint::reached("after BEGIN");
-        let claimed = self.claim_in(&mut transaction, claim).await;
+        let claimed = self.claim_in(&mut transaction, claim, any).await;
         if let Ok(Claimed::Granted(acquired)) = claimed {
             return Ok(Opened::Granted(transaction, acquired));
         }
@@ -234,6 +181,7 @@ impl PostgresSide {
         &self,
         transaction: &mut PgConnection,
         claim: &Claim,
+        any: bool,
     ) -> Result<Claimed, Failure> {
         let bound = |statement: Statement| {
             statement
@@ -242,13 +190,20 @@ impl PostgresSide {
                 .bind(interval(claim.lease))
                 .bind(interval(claim.retention))
         };
+        let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
+        if !any {
+            let row = bound(statement(&self.claim_first).bind(&claim.id.as_bytes()[..]))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(|error| self.failed(error))?;
+            return Ok(row.map_or(Claimed::Again, |_| Claimed::Granted(first)));
+        }
         let row = bound(statement(&self.claim).bind(&claim.id.as_bytes()[..]))
             .fetch_optional(&mut *transaction)
             .await
             .map_err(|error| self.failed(error))?;
         let Some(row) = row else { return Ok(Claimed::Again) };
         if is_done(&row) {
-            let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
             return Ok(Claimed::Granted(first));
         }
         let record = record::read(&row)?;
@@ -316,32 +271,17 @@ impl Side for PostgresSide {
 
     async fn look(&self, claim: &Claim, until: Instant) -> Result<Looked<Seen>, StoreError> {
         let mut connection = self.connection(until).await?;
-        let row = loop {
-            let look = async {
-                let look = statement(&self.look)
-                    .bind(&claim.id.as_bytes()[..])
-                    .bind(claim.owner.to_bytes().to_vec())
-                    .bind(claim.fingerprint.encode());
-                look.fetch_one(&mut *connection).await.map_err(|error| self.failed(error))
-            };
-            match self.within(until, look).await {
-                Ok(row) => break row,
-                // A plain read is undone by nobody but a level that is very strict.
-                Err(Failure::Conflict) if Instant::now() < until => {}
-                Err(failure) => return Err(self.undone(failure)),
-            }
+        let record = match self.within(until, self.read(&mut connection, &claim.id)).await {
+            Ok(record) => record,
+            // A plain read is undone by nobody but a level that is very strict. The claim finds out.
+            Err(Failure::Conflict) => None,
+            Err(Failure::Store(error)) => return Err(error),
         };
-        failpoint::reached("after the look");
-        let any = column::<Vec<u8>>(&row, "id").is_some();
-        let record = any.then(|| record::read(&row)).transpose()?;
-        let lock_timeout = column(&row, "lock_timeout").unwrap_or_default();
+        let any = record.is_some();
         let standing = record.filter(|record| !record.is_expired(NOW));
         Ok(match standing.and_then(|record| stands_against(record, claim)) {
             Some(found) => Looked::Found(found),
-            None => {
-                let seen = Seen { connection, any, lock_timeout };
-                Looked::Free { seen, locked: false }
-            }
+            None => Looked::Free { seen: Seen { connection, any }, locked: false },
         })
     }
 
@@ -352,7 +292,7 @@ impl Side for PostgresSide {
         bound: Option<Duration>,
         until: Instant,
     ) -> Result<Opened<Postgres>, StoreError> {
-        let claimed = self.try_claim(seen, claim, bound.unwrap_or(GLANCE), until);
+        let claimed = self.try_claim(seen, claim, bound.unwrap_or(GLANCE));
         match self.within(until, claimed).await {
             Ok(opened) => Ok(opened),
             Err(Failure::Conflict) => Ok(Opened::Again),
