@@ -33,7 +33,7 @@ pub(crate) fn points(mode: Mode) -> &'static [&'static str] {
     match mode {
         Mode::Transactional => &[
             "before the claim",
-            "after the look",
+            "after BEGIN",
             "after the claim",
             "during the work",
             "after the work",
