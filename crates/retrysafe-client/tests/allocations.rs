@@ -57,5 +57,7 @@ fn a_call_that_succeeds_at_once_allocates_little_more() {
     };
     let (bare, ours) = (least(&bare), least(&ours));
     println!("allocations: bare {bare}, ours {ours}");
-    assert!(ours <= bare + 10, "bare {bare}, ours {ours}");
+    // 10 with the features of this crate (`-p retrysafe-client`). What others of the workspace turn on
+    // in the libraries below adds one.
+    assert!(ours <= bare + 11, "bare {bare}, ours {ours}");
 }
