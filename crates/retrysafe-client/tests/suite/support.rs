@@ -154,7 +154,7 @@ async fn serve(mut stream: TcpStream, seen: watch::Sender<Vec<Seen>>, script: Ar
     }
 }
 
-async fn read(stream: &mut TcpStream) -> Option<Seen> {
+pub(crate) async fn read(stream: &mut TcpStream) -> Option<Seen> {
     let mut bytes = Vec::new();
     loop {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
