@@ -18,7 +18,7 @@ use tracing::{Instrument as _, field::Empty};
 use crate::{
     Error, OutcomeUnknown, Settings,
     budgets::Budgets,
-    journal::{Journal, Settled},
+    journal::{Before, Journal, Settled},
     journaling::{Journaling, Noted},
     observe::{self, CallOutcome},
     shared::{Place, SharedAnswers},
@@ -230,19 +230,25 @@ impl Calls {
     ) -> Result<Made<T::Response>, Failure<T::Error>> {
         let mut now = self.now();
         let mut call = self.start(logical, now);
-        let mut noted = None;
+        let (mut noted, mut before) = (None, None);
         if let (Some(journaling), Some(key)) = (&self.journaling, &logical.key) {
             let begun = journaling.begin(logical, key, now.wall).await;
             let (entered, begun) = begun.inspect_err(|_| {
                 observe::call_ended(CallOutcome::Refused, 0);
             })?;
-            if begun.first_sent < now.wall {
+            // What the journal knows, and not the clock: it may have been set back.
+            if begun.before.is_some() {
                 call = call.resumed(begun.first_sent);
             }
+            before = begun.before;
             noted = Some(entered);
             now = self.now();
         }
         if let Err(why) = call.may_begin(now) {
+            // What was answered once is not made unknown by a request that is not sent.
+            if let (Some(noted), Some(Before::Answered(status))) = (noted, before) {
+                noted.settle(Settled::Answered { status, at: now.wall });
+            }
             return Err(unknown(logical, why, 0, None, None));
         }
 
@@ -360,13 +366,15 @@ fn settle<T: Transport>(
     let mut read = match result {
         Ok(read) => read,
         Err(error) => {
-            noted.inspect(|it| it.settle(settled));
+            if let Some(noted) = noted {
+                noted.settle(settled);
+            }
             return Err(error);
         }
     };
     match noted {
-        // A stream is an answer when it has come to its end.
-        Some(noted) if read.whole.is_none() => {
+        // A stream is an answer when it has come to its end; a refusal is one at once.
+        Some(noted) if read.whole.is_none() && settled != Settled::NotDone => {
             read.response = T::at_end(read.response, Box::new(noted.settle_later(settled)));
         }
         Some(noted) => noted.settle(settled),
