@@ -30,7 +30,8 @@ use crate::{BoxError, secrets::is_secret};
 /// - One process uses it at a time.
 pub trait Journal: Send + Sync + 'static {
     /// Keeps a request that is about to be sent. If the operation is there already, it is unknown
-    /// again, and keeps the time at which it was first sent.
+    /// again, and keeps the time at which it was first sent. What was known of it before is read in the
+    /// same step: an operation that is taken for a new one may be forgotten again.
     ///
     /// # Errors
     ///
