@@ -19,6 +19,7 @@ use crate::{calls::lock, transport::Whole};
 /// bounded, and it is gone with the process: **nothing about money should rest on it.** An answer is
 /// given to calls of the same method, URL, key and credentials only. Credentials are headers that are
 /// marked as sensitive, and those whose name says so: `Authorization`, `Cookie`, `x-api-key` and the like.
+/// What a middleware inside adds is not seen: if it asks in the name of several callers, share nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShareAnswers {
     /// How many answers are kept; the one that was used longest ago makes room. 10,000.
