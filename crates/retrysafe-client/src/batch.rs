@@ -57,7 +57,9 @@ pub enum ItemOutcome {
     Done(StatusCode),
     /// An earlier run of this batch had the answer. It was not sent.
     DoneBefore(StatusCode),
-    /// The answer is no success. The next run sends it again, under its key.
+    /// The answer is no success. The next run sends it again, under its key, for as long as the server
+    /// remembers that. After it, and at once where the server keeps no keys, the item is
+    /// [unknown](Self::Unknown): put what is to be tried anew into a batch of another name.
     Refused(Response),
     /// Nobody knows. The next run, or [`Client::resume`], asks again under its key.
     Unknown(OutcomeUnknown),
@@ -91,6 +93,9 @@ impl Batch {
     /// with one id the second is not sent: it gets what the journal says of the first.
     ///
     /// Build each request as the run before did: under its key a server accepts no other.
+    ///
+    /// What is done is remembered for 400 days. **A batch that is run again after that is executed again**,
+    /// and so is one that is run with another journal once its server has forgotten the keys.
     ///
     /// # Errors
     ///

@@ -18,9 +18,10 @@ use tracing::{Instrument as _, field::Empty};
 use crate::{
     Error, OutcomeUnknown, Settings,
     budgets::Budgets,
-    journal::{Journal, Settled},
+    journal::{Before, Journal, Settled},
     journaling::{Journaling, Noted},
     observe::{self, CallOutcome},
+    secrets::is_secret,
     shared::{Place, SharedAnswers},
     transport::{Answered, Attempted, Read, Reading, Transport},
 };
@@ -43,7 +44,9 @@ impl Calls {
         entropy: Arc<dyn Entropy>,
     ) -> Self {
         Self {
-            shared: settings.shared_answers.map(SharedAnswers::new),
+            shared: settings
+                .shared_answers
+                .map(|share| SharedAnswers::new(share, settings.dialect.keeps_keys)),
             budgets: Budgets::new(settings.retries.budget),
             journaling: journal.map(Journaling::new),
             settings,
@@ -126,6 +129,27 @@ impl Logical<'_> {
     pub(crate) fn operation_of(&self, key: &IdempotencyKey) -> OperationId {
         operation_id(origin_of(self.url), key)
     }
+
+    /// Whose answer this call may be given: that of the same caller, method and URL, under the same key
+    /// (cross_tenant_replay, other_path_replays).
+    fn sharing_of(&self, key: &IdempotencyKey) -> OperationId {
+        let secrets = self.headers.iter().filter(|(name, value)| is_secret(name, value));
+        let mut secrets: Vec<_> =
+            secrets.map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        secrets.sort_by_key(|(name, _)| *name);
+        let mut asked = Vec::new();
+        let mut part = |bytes: &[u8]| {
+            asked.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+            asked.extend_from_slice(bytes);
+        };
+        part(self.method.as_str().as_bytes());
+        part(self.url.as_bytes());
+        for (name, value) in secrets {
+            part(name.as_bytes());
+            part(value);
+        }
+        OperationId::new("shared", &Scope::digest_of(asked), key)
+    }
 }
 
 /// The digest of a key and the origin that it is sent to.
@@ -164,7 +188,7 @@ impl Calls {
     /// A request that was sent is not taken back. What is in the journal stays unknown, and is resumed.
     pub(crate) async fn make<T: Transport>(
         &self,
-        logical: Logical<'_>,
+        mut logical: Logical<'_>,
         transport: &mut T,
     ) -> Result<Answered<T::Response>, Failure<T::Error>> {
         // What is written into it is made only if somebody looks.
@@ -177,32 +201,42 @@ impl Calls {
             attempts = Empty,
         );
         let nobody_looks = span.is_disabled();
-        let made = self.make_or_share(&logical, transport);
+        let made = self.make_or_share(&mut logical, transport);
         // An instrumented future is larger.
         if nobody_looks { made.await } else { made.instrument(span).await }
     }
 
     async fn make_or_share<T: Transport>(
         &self,
-        logical: &Logical<'_>,
+        logical: &mut Logical<'_>,
         transport: &mut T,
     ) -> Result<Answered<T::Response>, Failure<T::Error>> {
         let (Some(shared), Some(key)) = (&self.shared, &logical.key) else {
             return self.make_alone(logical, transport).await.map(|made| made.read.into());
         };
         // C7: concurrent calls with one key share one request.
-        let mut place = match shared.enter(logical.operation_of(key)).await {
-            Place::First(place) => place,
-            Place::Answered(answer) => {
+        // C3: there is a deadline always, and waiting is a part of the call.
+        let (within, began) =
+            (logical.deadline.unwrap_or(self.settings.retries.deadline), self.now());
+        let mut place = match timeout(within, shared.enter(logical.sharing_of(key))).await {
+            Ok(Place::First(place)) => place,
+            Ok(Place::Answered(answer)) => {
                 observe::call_ended(CallOutcome::Shared, 0);
                 return Ok(Answered::Shared(answer));
             }
-            Place::NotShared => {
+            Ok(Place::NotShared) => {
                 observe::call_ended(CallOutcome::Refused, 0);
                 return Err(Error::not_shared().into());
             }
-            Place::Unknown(why) => return Err(unknown(logical, why, 0, None, None)),
+            Ok(Place::Unknown(why)) => return Err(unknown(logical, why, 0, None, None)),
+            Err(_) => return Err(unknown(logical, Unknown::Deadline, 0, None, None)),
         };
+        let now = self.now();
+        logical.deadline =
+            Some(within.saturating_sub(now.monotonic.saturating_sub(began.monotonic)));
+        if place.after_unknown() {
+            logical.resumed.get_or_insert(began.wall);
+        }
         place.may_be_sent();
         let made = self.make_alone(logical, transport).await;
         match &made {
@@ -230,19 +264,25 @@ impl Calls {
     ) -> Result<Made<T::Response>, Failure<T::Error>> {
         let mut now = self.now();
         let mut call = self.start(logical, now);
-        let mut noted = None;
+        let (mut noted, mut before) = (None, None);
         if let (Some(journaling), Some(key)) = (&self.journaling, &logical.key) {
             let begun = journaling.begin(logical, key, now.wall).await;
             let (entered, begun) = begun.inspect_err(|_| {
                 observe::call_ended(CallOutcome::Refused, 0);
             })?;
-            if begun.first_sent < now.wall {
+            // What the journal knows, and not the clock: it may have been set back.
+            if begun.before.is_some() {
                 call = call.resumed(begun.first_sent);
             }
+            before = begun.before;
             noted = Some(entered);
             now = self.now();
         }
         if let Err(why) = call.may_begin(now) {
+            // What was answered once is not made unknown by a request that is not sent.
+            if let (Some(noted), Some(Before::Answered(status))) = (noted, before) {
+                noted.settle(Settled::Answered { status, at: now.wall });
+            }
             return Err(unknown(logical, why, 0, None, None));
         }
 
@@ -360,13 +400,15 @@ fn settle<T: Transport>(
     let mut read = match result {
         Ok(read) => read,
         Err(error) => {
-            noted.inspect(|it| it.settle(settled));
+            if let Some(noted) = noted {
+                noted.settle(settled);
+            }
             return Err(error);
         }
     };
     match noted {
-        // A stream is an answer when it has come to its end.
-        Some(noted) if read.whole.is_none() => {
+        // A stream is an answer when it has come to its end; a refusal is one at once.
+        Some(noted) if read.whole.is_none() && settled != Settled::NotDone => {
             read.response = T::at_end(read.response, Box::new(noted.settle_later(settled)));
         }
         Some(noted) => noted.settle(settled),

@@ -161,13 +161,11 @@ impl ClientBuilder {
 
     /// Keeps keys and requests before they are sent, so that [`Client::resume`] can find out what
     /// became of them after a crash. Requests whose body is a stream are refused then.
-    pub fn journal(self, journal: impl Journal) -> Self {
-        self.shared_journal(Arc::new(journal))
-    }
-
-    /// The same, for a journal that several clients use.
-    pub fn shared_journal(mut self, journal: Arc<dyn Journal>) -> Self {
-        self.journal = Some(journal);
+    ///
+    /// A journal is one client's (and its clones'), and stays with the [`dialect`](Self::dialect) that it
+    /// was written under: whether an operation may be sent again is for the dialect to say.
+    pub fn journal(mut self, journal: impl Journal) -> Self {
+        self.journal = Some(Arc::new(journal));
         self
     }
 

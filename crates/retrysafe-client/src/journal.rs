@@ -10,13 +10,13 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode};
 use retrysafe_core::{IdempotencyKey, OperationId};
 
 pub use self::file::FileJournal;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteJournal;
-use crate::BoxError;
+use crate::{BoxError, secrets::is_secret};
 
 /// Where keys and requests are kept.
 ///
@@ -30,7 +30,8 @@ use crate::BoxError;
 /// - One process uses it at a time.
 pub trait Journal: Send + Sync + 'static {
     /// Keeps a request that is about to be sent. If the operation is there already, it is unknown
-    /// again, and keeps the time at which it was first sent.
+    /// again, and keeps the time at which it was first sent. What was known of it before is read in the
+    /// same step: an operation that is taken for a new one may be forgotten again.
     ///
     /// # Errors
     ///
@@ -61,6 +62,17 @@ pub trait Journal: Send + Sync + 'static {
 pub struct Begun {
     /// When it was first sent, by the wall clock: until its retention is over the server remembers it.
     pub first_sent: Duration,
+    /// What the journal knew of it until now; none if it was not there.
+    pub before: Option<Before>,
+}
+
+/// What a journal knew of an operation that is begun again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// It was begun, and may have been executed.
+    Unknown,
+    /// There was an answer of this status.
+    Answered(StatusCode),
 }
 
 /// What became of an operation.
@@ -87,8 +99,9 @@ pub enum Known {
     Answered(StatusCode),
 }
 
-/// How long what is settled is remembered, after the newest of all.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long what is settled is remembered, after the newest of all. A batch takes what is forgotten
+/// for what was never sent, so it is longer than anybody waits before running one again.
+const REMEMBERED: Duration = Duration::from_secs(400 * 24 * 3600);
 
 /// A request that was about to be sent.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,7 +115,8 @@ pub struct Entry {
     pub method: Method,
     /// The whole URL.
     pub url: String,
-    /// The headers, without credentials: those are asked for again when it is sent again.
+    /// The headers, without credentials: those don't belong on a disk, and are old when it is sent
+    /// again.
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
@@ -123,16 +137,11 @@ impl Entry {
     ) -> Self {
         let headers = headers
             .iter()
-            .filter(|(name, value)| !is_secret(name) && !value.is_sensitive())
+            .filter(|(name, value)| !is_secret(name, value))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
         Self { operation, key, method, url: url.into(), headers, body, first_sent }
     }
-}
-
-/// Credentials don't belong on a disk, and are old when they are read again.
-fn is_secret(name: &http::HeaderName) -> bool {
-    [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION].contains(name)
 }
 
 // S3: neither keys nor bodies.

@@ -1,7 +1,7 @@
 //! What a client does with its journal: notes an operation before it is sent, and what became of it.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,13 +12,21 @@ use retrysafe_core::{IdempotencyKey, OperationId, client::NoKey};
 use crate::{
     Error,
     calls::{Logical, lock},
-    journal::{Begun, Entry, Journal, Settled},
+    journal::{Begun, Entry, Journal, Known, Settled},
 };
 
 /// The journal of a client, and what this process is in the middle of, so that nobody resumes it.
 pub(crate) struct Journaling {
     pub(crate) journal: Arc<dyn Journal>,
-    in_flight: Mutex<HashSet<OperationId>>,
+    in_flight: Mutex<HashMap<OperationId, InFlight>>,
+}
+
+/// The calls of one operation that are being made.
+#[derive(Default)]
+struct InFlight {
+    calls: usize,
+    /// There were two at a time: that one of them did nothing says nothing of the other.
+    joined: bool,
 }
 
 impl Journaling {
@@ -27,7 +35,16 @@ impl Journaling {
     }
 
     pub(crate) fn is_in_flight(&self, operation: &OperationId) -> bool {
-        lock(&self.in_flight).contains(operation)
+        lock(&self.in_flight).contains_key(operation)
+    }
+
+    /// Whether an operation that was unknown a while ago still is, and nobody is asking.
+    pub(crate) async fn still_unknown(&self, operation: &OperationId) -> Result<bool, Error> {
+        // In this order: a call says what became of it before it ends.
+        if self.is_in_flight(operation) {
+            return Ok(false);
+        }
+        Ok(matches!(self.journal.find(*operation).await?, Some(Known::Unknown(_))))
     }
 
     /// Notes an operation that is about to be sent, and says when it was first.
@@ -59,17 +76,23 @@ impl Journaling {
 pub(crate) struct Noted<'a> {
     journaling: &'a Journaling,
     operation: OperationId,
-    entered: bool,
+    settled: Option<Settled>,
 }
 
 impl<'a> Noted<'a> {
     fn enter(journaling: &'a Journaling, operation: OperationId) -> Self {
-        let entered = lock(&journaling.in_flight).insert(operation);
-        Self { journaling, operation, entered }
+        let mut in_flight = lock(&journaling.in_flight);
+        let calls = in_flight.entry(operation).or_default();
+        calls.calls += 1;
+        calls.joined |= calls.calls > 1;
+        drop(in_flight);
+        Self { journaling, operation, settled: None }
     }
 
-    pub(crate) fn settle(&self, settled: Settled) {
-        self.journaling.journal.settle(self.operation, settled);
+    /// Notes what became of it. It is the end of this call, so that who begins the same operation
+    /// now finds either what was noted or nobody in flight.
+    pub(crate) fn settle(mut self, settled: Settled) {
+        self.settled = Some(settled);
     }
 
     /// The same, for when a body has come to its end.
@@ -81,8 +104,16 @@ impl<'a> Noted<'a> {
 
 impl Drop for Noted<'_> {
     fn drop(&mut self) {
-        if self.entered {
-            lock(&self.journaling.in_flight).remove(&self.operation);
+        let mut in_flight = lock(&self.journaling.in_flight);
+        let Some(calls) = in_flight.get_mut(&self.operation) else { return };
+        match self.settled {
+            Some(Settled::NotDone) if calls.joined => {}
+            Some(settled) => self.journaling.journal.settle(self.operation, settled),
+            None => {}
+        }
+        calls.calls -= 1;
+        if calls.calls == 0 {
+            in_flight.remove(&self.operation);
         }
     }
 }

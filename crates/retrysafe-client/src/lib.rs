@@ -90,6 +90,7 @@ mod middleware;
 mod observe;
 mod redirect;
 mod resume;
+mod secrets;
 mod settings;
 mod shared;
 mod transport;

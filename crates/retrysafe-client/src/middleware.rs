@@ -16,6 +16,7 @@ use crate::{
     body::EndingBody,
     calls::{Calls, Failure, Logical},
     keying::{Keyed, Unkeyed},
+    redirect,
     transport::{Answered, HttpTransport, OnEnd, Read, Whole},
 };
 
@@ -25,8 +26,10 @@ use crate::{
 /// of their own; [`Client`](crate::Client) has it built in. It belongs outside of what acts once for
 /// each attempt (signatures, tokens, per-attempt traces), and inside of what acts once for each call.
 ///
-/// The `reqwest::Client` below it should follow redirects by [`same_origin_redirects`] only (C6): a
-/// middleware does not see them.
+/// The `reqwest::Client` below it has to follow redirects by [`same_origin_redirects`] (C6), or not at
+/// all, and in the task of the call: a middleware does not see redirects. Under another policy a
+/// connection that is refused after one looks like a request that was never sent, and **what was
+/// executed is sent again**.
 ///
 /// [`same_origin_redirects`]: crate::same_origin_redirects
 #[derive(Clone, Debug)]
@@ -191,10 +194,14 @@ impl HttpTransport for Reqwest<'_> {
         let Some(request) = self.first.take().or_else(|| self.template.request()) else {
             unreachable!("a body that is a stream is sent once");
         };
-        let sent = self.next.clone().run(request, self.extensions).await;
+        let sending = self.next.clone().run(request, self.extensions);
+        let (sent, redirected) = redirect::watched(sending).await;
         sent.map_err(|error| {
             let end = match &error {
-                reqwest_middleware::Error::Reqwest(error) if self.sent_nothing(error) => {
+                // A connection that fails after a redirect is not the first one.
+                reqwest_middleware::Error::Reqwest(error)
+                    if !redirected && (error.is_builder() || error.is_connect()) =>
+                {
                     AttemptEnd::NotSent
                 }
                 // What another middleware says, nobody knows.
@@ -243,15 +250,6 @@ impl HttpTransport for Reqwest<'_> {
 
     fn at_end(response: Response, tell: OnEnd) -> Response {
         map_body(response, |body| Body::wrap(EndingBody::telling(body, tell)))
-    }
-}
-
-impl Reqwest<'_> {
-    /// Whether a failed request was not sent at all.
-    fn sent_nothing(&self, error: &reqwest::Error) -> bool {
-        // A connection that fails after a redirect is not the first one.
-        let redirected = error.url().is_some_and(|failed| *failed != self.template.url);
-        error.is_builder() || (error.is_connect() && !redirected)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Redirects: the key stays with the origin that it was made for (C6).
 
+use std::{cell::Cell, future::Future};
+
 use reqwest::redirect::{Attempt, Policy};
 
 /// How many redirects are followed: as many as reqwest does by itself.
@@ -12,6 +14,8 @@ const MOST: usize = 10;
 /// [`IdempotencyMiddleware`](crate::IdempotencyMiddleware) of your own.
 pub fn same_origin_redirects() -> Policy {
     Policy::custom(|attempt: Attempt<'_>| {
+        // A client without our middleware has nobody to tell.
+        let _ = REDIRECTED.try_with(|it| it.set(true));
         let Some(first) = attempt.previous().first() else { return attempt.stop() };
         if attempt.url().origin() != first.origin() {
             return attempt.stop();
@@ -21,4 +25,19 @@ pub fn same_origin_redirects() -> Policy {
         }
         attempt.follow()
     })
+}
+
+tokio::task_local! {
+    /// Whether the request that this task is sending was answered with a redirect.
+    static REDIRECTED: Cell<bool>;
+}
+
+/// Sends, and says whether a redirect was among the answers: then the request was received, however it
+/// ended. (reqwest's error names the URL that was asked for first.)
+pub(crate) async fn watched<T>(sending: impl Future<Output = T>) -> (T, bool) {
+    let watching = async {
+        let sent = sending.await;
+        (sent, REDIRECTED.with(Cell::get))
+    };
+    REDIRECTED.scope(Cell::new(false), watching).await
 }

@@ -2,13 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::ready, stream};
 use http::Extensions;
 use reqwest::{Body, Request, Response, Url};
 use retrysafe_core::{IdempotencyKey, OperationId};
 
 use crate::{
-    BoxError, Client, Error, OutcomeUnknown, calls::GRPC, journal::Entry,
+    BoxError, Client, Error, OutcomeUnknown, calls::GRPC, journal::Entry, journaling::Journaling,
     middleware::Resumed as Mark,
 };
 
@@ -88,23 +88,26 @@ impl Client {
     pub async fn resume(&self) -> Result<Vec<Resumed>, Error> {
         let Some(journaling) = &self.calls.journaling else { return Ok(Vec::new()) };
         let unknown = journaling.journal.unknown().await?;
-        let unknown = unknown.into_iter().filter(|it| {
-            // Those of gRPC are for its client to resume.
-            !it.url.starts_with(GRPC) && !journaling.is_in_flight(&it.operation)
-        });
-        let resumed = stream::iter(unknown).map(|entry| self.resume_one(entry));
-        Ok(resumed.buffered(AT_ONCE).collect().await)
+        // Those of gRPC are for its client to resume.
+        let unknown = unknown.into_iter().filter(|it| !it.url.starts_with(GRPC));
+        let resumed = stream::iter(unknown).map(|entry| self.resume_one(journaling, entry));
+        Ok(resumed.buffered(AT_ONCE).filter_map(ready).collect().await)
     }
 
-    async fn resume_one(&self, entry: Arc<Entry>) -> Resumed {
-        let outcome = match self.send_again(&entry).await {
+    async fn resume_one(&self, journaling: &Journaling, entry: Arc<Entry>) -> Option<Resumed> {
+        let sent = match journaling.still_unknown(&entry.operation).await {
+            Ok(false) => return None,
+            Ok(true) => self.send_again(&entry).await,
+            Err(error) => Err(reqwest_middleware::Error::middleware(error)),
+        };
+        let outcome = match sent {
             Ok(response) => ResumedOutcome::Answered(response),
             Err(error) => match OutcomeUnknown::from_error(error) {
                 Ok(unknown) => ResumedOutcome::Unknown(unknown),
                 Err(error) => ResumedOutcome::Failed(error),
             },
         };
-        Resumed { entry, outcome }
+        Some(Resumed { entry, outcome })
     }
 
     async fn send_again(&self, entry: &Entry) -> reqwest_middleware::Result<Response> {

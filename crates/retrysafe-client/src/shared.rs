@@ -16,7 +16,10 @@ use crate::{calls::lock, transport::Whole};
 /// How many answers are shared, and for how long.
 ///
 /// Calls of one process with one key share one request, and those that come later its answer. It is
-/// bounded, and it is gone with the process: **nothing about money should rest on it.**
+/// bounded, and it is gone with the process: **nothing about money should rest on it.** An answer is
+/// given to calls of the same method, URL, key and credentials only. Credentials are headers that are
+/// marked as sensitive, and those whose name says so: `Authorization`, `Cookie`, `x-api-key` and the like.
+/// What a middleware inside adds is not seen: if it asks in the name of several callers, share nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShareAnswers {
     /// How many answers are kept; the one that was used longest ago makes room. 10,000.
@@ -48,17 +51,19 @@ pub(crate) struct SharedAnswers {
     /// Calls that are being made. They are never evicted: there are as many as there are callers.
     running: Arc<Mutex<HashMap<OperationId, watch::Receiver<State>>>>,
     done: Cache<OperationId, State>,
+    /// What is unknown may be asked for again: the server knows the key.
+    keeps_keys: bool,
 }
 
 impl SharedAnswers {
-    pub(crate) fn new(settings: ShareAnswers) -> Self {
+    pub(crate) fn new(settings: ShareAnswers, keeps_keys: bool) -> Self {
         let done = Cache::builder()
             .max_capacity(settings.capacity)
             .time_to_live(settings.ttl)
             // The other policy may refuse what is new.
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { running: Arc::default(), done }
+        Self { running: Arc::default(), done, keeps_keys }
     }
 
     /// Waits until it is known what to do for an operation.
@@ -67,6 +72,7 @@ impl SharedAnswers {
     ///
     /// Nothing is lost: who waits holds nothing.
     pub(crate) async fn enter(&self, operation: OperationId) -> Place<'_> {
+        let mut after_unknown = false;
         loop {
             let mut watched = {
                 let mut running = lock(&self.running);
@@ -83,6 +89,7 @@ impl SharedAnswers {
                             shared: self,
                             operation,
                             tell,
+                            after_unknown,
                             sent: false,
                             ended: false,
                         });
@@ -93,6 +100,10 @@ impl SharedAnswers {
                 Ok(state) => state.clone(),
                 Err(_) => State::Free,
             };
+            if self.keeps_keys && matches!(state, State::Unknown(_)) {
+                after_unknown = true;
+                continue;
+            }
             if let Some(place) = Place::of(state) {
                 return place;
             }
@@ -131,11 +142,17 @@ pub(crate) struct Running<'a> {
     shared: &'a SharedAnswers,
     operation: OperationId,
     tell: watch::Sender<State>,
+    after_unknown: bool,
     sent: bool,
     ended: bool,
 }
 
 impl Running<'_> {
+    /// Whether this call waited for another, of which nobody knows what became.
+    pub(crate) fn after_unknown(&self) -> bool {
+        self.after_unknown
+    }
+
     /// From here on the request may be received.
     pub(crate) fn may_be_sent(&mut self) {
         self.sent = true;
@@ -165,7 +182,12 @@ impl Running<'_> {
 
     fn leave(&self, state: State) {
         let mut running = lock(&self.shared.running);
-        if !matches!(state, State::Free) {
+        let nothing_to_keep = match state {
+            State::Free => true,
+            State::Unknown(_) => self.shared.keeps_keys,
+            _ => false,
+        };
+        if !nothing_to_keep {
             self.shared.done.insert(self.operation, state.clone());
         }
         running.remove(&self.operation);
@@ -177,8 +199,8 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            // The caller has hung up. What was sent is not taken back, and sending it again could
-            // execute it again.
+            // The caller has hung up. What was sent is not taken back, and where the server keeps no
+            // keys, sending it again could execute it again.
             self.leave(match self.sent {
                 true => State::Unknown(Unknown::Abandoned),
                 false => State::Free,

@@ -2,7 +2,9 @@
 
 mod journaled;
 
-use std::{fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Extensions, Method, StatusCode};
@@ -198,9 +200,7 @@ where
                 end: AttemptEnd::Answered(Answer::of(StatusCode::OK)),
                 result: Ok(Read { response, whole: Some(Bytes::new()) }),
             },
-            Err(status) => {
-                Attempted { end: AttemptEnd::Answered(read(&status)), result: Err(status) }
-            }
+            Err(status) => Attempted { end: end_of(&status), result: Err(status) },
         }
     }
 
@@ -227,7 +227,7 @@ impl fmt::Debug for UnaryClient {
 impl Error {
     /// The status by which the last attempt ended, if it is known.
     pub fn grpc_status(&self) -> Option<&Status> {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(self);
         while let Some(error) = cause {
             if let Some(status) = error.downcast_ref() {
                 return Some(status);
@@ -235,6 +235,15 @@ impl Error {
             cause = error.source();
         }
         None
+    }
+}
+
+/// A status that has a cause was made on this side, of a connection that broke: whatever its code is,
+/// the server has not answered.
+fn end_of(status: &Status) -> AttemptEnd {
+    match StdError::source(status) {
+        Some(_) => AttemptEnd::Broken,
+        None => AttemptEnd::Answered(read(status)),
     }
 }
 

@@ -215,6 +215,29 @@ fn c4_a_server_that_keeps_no_keys_is_asked_again_only_if_it_did_nothing() {
 }
 
 #[test]
+fn c4_what_such_a_server_may_have_executed_is_not_resumed() {
+    let tried = Tried { dialect: Dialect::openai_compatible(), ..Tried::default() };
+    for safety in [Safety::NamedOnly, Safety::Bare] {
+        let call = tried.call(safety);
+        assert_eq!(call.may_begin(START), Ok(()));
+        let resumed = call.resumed(START.wall);
+        assert_eq!(resumed.may_begin(START), Err(Unknown::NoKeysKept));
+    }
+}
+
+#[test]
+fn c5_who_is_refused_at_the_door_has_done_nothing() {
+    let tried = Tried::default();
+    for (status, nothing_done) in
+        [(401, true), (407, true), (426, true), (403, false), (422, false)]
+    {
+        let mut call = tried.call(Safety::Keyed);
+        assert_eq!(tried.judge(&mut call, &answered(status)), Next::Answer);
+        assert_eq!(call.surely_not_done(), nothing_done, "{status}");
+    }
+}
+
+#[test]
 fn c4_a_body_that_can_not_be_sent_again_is_not() {
     let tried = Tried::default();
     let first = |end: AttemptEnd| {

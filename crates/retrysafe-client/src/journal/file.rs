@@ -17,15 +17,16 @@ use retrysafe_core::{IdempotencyKey, OperationId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
+    Before, Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
     writer::{Change, Pages, Writer},
 };
 
 /// A journal in a file: a line of JSON for each request, and one for what became of it.
 ///
 /// Many calls at once share one flush. A line that a crash cut off is dropped when the file is opened:
-/// its request was never sent. Operations that were settled more than a week ago are dropped then too.
-/// **Bodies are in the file as they were sent**; credentials are not.
+/// its request was never sent. Operations that were settled more than 400 days ago are dropped then too.
+/// **Bodies are in the file as they were sent**; credentials are not. On Unix a new file is its owner's
+/// alone (0600), and one whose permissions were changed keeps them.
 #[derive(Debug)]
 pub struct FileJournal(Writer);
 
@@ -82,6 +83,15 @@ enum State {
     Answered { status: StatusCode, at: Duration },
 }
 
+impl Kept {
+    fn before(&self) -> Before {
+        match self.state {
+            State::Unknown(_) => Before::Unknown,
+            State::Answered { status, .. } => Before::Answered(status),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
@@ -135,13 +145,7 @@ impl Lines {
         let failed = |error: io::Error| {
             JournalError::new(format!("the journal {} can't be used", path.display()), error)
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed)?;
+        let mut file = owners_alone().open(path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -310,9 +314,10 @@ impl Lines {
             serde_json::to_writer(&mut text, &line)?;
             text.push(b'\n');
         }
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&name)?;
+        let mut file = owners_alone().truncate(true).open(&name)?;
         file.try_lock().map_err(io::Error::other)?;
+        // As the operator has set them.
+        file.set_permissions(self.file.metadata()?.permissions())?;
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&name, &self.path)?;
@@ -330,10 +335,14 @@ impl Pages for Lines {
             JournalError::new(format!("{} can't be written", self.path.display()), error)
         })?;
         let begun = changes.iter().map(|change| {
+            let Change::Begin(entry) = change else {
+                self.learn(change);
+                return None;
+            };
+            let before = self.index.get(&entry.operation).map(Kept::before);
             self.learn(change);
-            let Change::Begin(entry) = change else { return None };
             let first_sent = self.index.get(&entry.operation)?.first_sent;
-            Some(Begun { first_sent })
+            Some(Begun { first_sent, before })
         });
         let begun = begun.collect();
         if self.lines >= self.tidy_at {
@@ -415,6 +424,15 @@ pub(super) fn value_of(text: &str) -> Option<HeaderValue> {
 
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Opens a file to read and write; a new one can be read by nobody else, for there are bodies in it.
+pub(super) fn owners_alone() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 /// The name of a new file is on the disk only when its directory is.

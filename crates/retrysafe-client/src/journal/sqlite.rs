@@ -1,24 +1,25 @@
 //! The journal as a table.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io::ErrorKind, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use retrysafe_core::{IdempotencyKey, OperationId};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
 use super::{
-    Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
-    file::{milliseconds, text_of, value_of},
+    Before, Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
+    file::{milliseconds, owners_alone, text_of, value_of},
     writer::{Change, Pages, Writer},
 };
+use crate::BoxError;
 
 /// A journal in a table of an SQLite file.
 ///
 /// Many calls at once share one transaction, with `synchronous=FULL`. **Bodies are in the file as they
-/// were sent**; credentials are not. Operations that were settled more than a
-/// week ago are dropped when it is opened.
+/// were sent**; credentials are not. Operations that were settled more than 400 days ago are dropped when
+/// it is opened. On Unix a new file is its owner's alone (0600).
 #[derive(Debug)]
 pub struct SqliteJournal {
     writer: Writer,
@@ -32,9 +33,18 @@ impl SqliteJournal {
     /// If the file can't be used or is in use by another process.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, JournalError> {
         let path = path.as_ref();
-        let table = Table::open(path).map_err(|error| {
+        let failed = |error: BoxError| {
             JournalError::new(format!("the journal {} can't be used", path.display()), error)
-        })?;
+        };
+        // SQLite takes over the permissions of a file that is there. One that is there already is not
+        // opened: closing it would give up the locks that SQLite has on it in this process.
+        match owners_alone().create_new(true).open(path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(failed(error.into()));
+            }
+            _ => {}
+        }
+        let table = Table::open(path).map_err(|error| failed(error.into()))?;
         Ok(Self { writer: Writer::start(table)? })
     }
 }
@@ -91,11 +101,16 @@ const ANSWERED: &str = "
     WHERE operation = ?1
 ";
 
+/// What is known of it before it is begun: a row of an operation whose outcome is unknown has no status.
+const BEFORE: &str = "SELECT status FROM retrysafe_journal WHERE operation = ?1";
+
 const ENTRY: &str = "operation, key, method, url, headers, body, first_sent, status";
 
 impl Table {
     fn open(path: &Path) -> rusqlite::Result<Self> {
-        let connection = Connection::open(path)?;
+        // A path is a path, whatever it looks like.
+        let flags = OpenFlags::default() & !OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(path, flags)?;
         // Who has the file keeps it: waiting is of no use.
         connection.busy_timeout(Duration::ZERO)?;
         // One process: another would resume what this one is in the middle of.
@@ -126,6 +141,10 @@ impl Table {
                         .iter()
                         .map(|(name, value)| (name.as_str(), text_of(value)))
                         .collect();
+                    let before = transaction
+                        .prepare_cached(BEFORE)?
+                        .query_row([entry.operation.as_bytes()], |row| row.get(0).map(before_of))
+                        .optional()?;
                     let first_sent: i64 = transaction.prepare_cached(BEGIN)?.query_row(
                         params![
                             entry.operation.as_bytes(),
@@ -138,7 +157,7 @@ impl Table {
                         ],
                         |row| row.get(0),
                     )?;
-                    Some(Begun { first_sent: loaded(first_sent) })
+                    Some(Begun { first_sent: loaded(first_sent), before })
                 }
                 Change::Settle(operation, Settled::Answered { status, at }) => {
                     transaction.prepare_cached(ANSWERED)?.execute(params![
@@ -168,6 +187,13 @@ impl Table {
         let mut statement = self.0.prepare_cached(&query)?;
         let rows = statement.query_map([], entry)?;
         rows.map(|row| row.map(Arc::new)).collect()
+    }
+}
+
+fn before_of(status: Option<u16>) -> Before {
+    match status.and_then(|it| StatusCode::from_u16(it).ok()) {
+        Some(status) => Before::Answered(status),
+        None => Before::Unknown,
     }
 }
 

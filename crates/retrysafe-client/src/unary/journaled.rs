@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::ready, stream};
 use http::{Extensions, uri::PathAndQuery};
 use prost::Message;
 use retrysafe_core::{IdempotencyKey, OperationId};
@@ -16,7 +16,7 @@ use tonic::{
 };
 
 use super::{About, UnaryClient};
-use crate::{BoxError, Error, journal::Entry};
+use crate::{BoxError, Error, journal::Entry, journaling::Journaling};
 
 /// How many are asked for at a time.
 const AT_ONCE: usize = 16;
@@ -154,19 +154,33 @@ where
     pub async fn resume(&self) -> Result<Vec<ResumedCall>, Error> {
         let Some(journaling) = &self.unary.calls.journaling else { return Ok(Vec::new()) };
         let unknown = journaling.journal.unknown().await?;
-        let unknown = unknown.into_iter().filter(|it| !journaling.is_in_flight(&it.operation));
-        let resumed = stream::iter(unknown).filter_map(|entry| async {
+        let unknown = unknown.into_iter().filter_map(|entry| {
             let path = entry.url.strip_prefix(&*self.unary.origin)?;
             path.starts_with('/').then(|| path.to_owned()).map(|path| (entry, path))
         });
-        let resumed = resumed.map(|(entry, path)| async move {
-            let metadata = MetadataMap::from_headers(entry.headers.clone());
-            let mut request = Request::from_parts(metadata, Extensions::new(), entry.body.clone());
-            request.extensions_mut().insert(entry.key.clone());
-            let outcome = self.send(&path, request, Some(entry.first_sent)).await;
-            ResumedCall { entry, outcome }
-        });
-        Ok(resumed.buffered(AT_ONCE).collect().await)
+        let resumed = stream::iter(unknown)
+            .map(|(entry, path)| async move { self.resume_one(journaling, entry, &path).await });
+        Ok(resumed.buffered(AT_ONCE).filter_map(ready).collect().await)
+    }
+
+    async fn resume_one(
+        &self,
+        journaling: &Journaling,
+        entry: Arc<Entry>,
+        path: &str,
+    ) -> Option<ResumedCall> {
+        let outcome = match journaling.still_unknown(&entry.operation).await {
+            Ok(false) => return None,
+            Ok(true) => {
+                let metadata = MetadataMap::from_headers(entry.headers.clone());
+                let mut request =
+                    Request::from_parts(metadata, Extensions::new(), entry.body.clone());
+                request.extensions_mut().insert(entry.key.clone());
+                self.send(path, request, Some(entry.first_sent)).await
+            }
+            Err(error) => Err(error),
+        };
+        Some(ResumedCall { entry, outcome })
     }
 
     async fn send(

@@ -1,6 +1,9 @@
 //! Batches: what is done is not sent again.
 
+use std::{sync::Arc, time::Duration};
+
 use retrysafe_client::{BatchItem, Client, FileJournal, ItemOutcome};
+use retrysafe_testkit::ManualClock;
 
 use crate::support::{Reply, Server, answer, builder};
 
@@ -82,4 +85,39 @@ async fn only_the_rest_is_sent_again() {
 async fn a_batch_needs_a_journal() {
     let client = builder().build().unwrap();
     assert_eq!(client.batch("b").unwrap_err().setting(), "journal");
+}
+
+#[tokio::test]
+async fn a_batch_of_last_year_is_not_paid_again() {
+    // What was done was forgotten after a week, and what is not known is sent.
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let open = || {
+        let journal = FileJournal::open(folder.path().join("journal")).unwrap();
+        builder().clock(Arc::new(clock.clone())).journal(journal).build().unwrap()
+    };
+    let server = Server::replying(vec![answer(201)]).await;
+    let send = async |client: Client, name: &str| {
+        let sent = client.batch(name).unwrap().send(items(&server, &["a", "b"])).await.unwrap();
+        sent.iter().map(|it| matches!(it.outcome, ItemOutcome::DoneBefore(_))).collect::<Vec<_>>()
+    };
+    assert_eq!(send(open(), "2026-11").await, [false, false]);
+    clock.advance(Duration::from_secs(365 * 24 * 3600));
+    assert_eq!(send(open(), "2027-11").await, [false, false]);
+    assert_eq!(send(open(), "2026-11").await, [true, true]);
+    assert_eq!(server.asked(), 4);
+}
+
+#[tokio::test]
+async fn a_batch_that_was_refused_for_want_of_credentials_is_sent_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let journal = FileJournal::open(folder.path().join("journal")).unwrap();
+    let client = builder().clock(Arc::new(clock.clone())).journal(journal).build().unwrap();
+    let server = Server::replying(vec![answer(401), answer(201)]).await;
+    let batch = client.batch("2026-11").unwrap();
+    assert_eq!(told(&batch.send(items(&server, &["a"])).await.unwrap()), [("a", "refused")]);
+    // Longer than the server remembers keys: nothing was done under this one.
+    clock.advance(Duration::from_secs(3 * 24 * 3600));
+    assert_eq!(told(&batch.send(items(&server, &["a"])).await.unwrap()), [("a", "done")]);
 }

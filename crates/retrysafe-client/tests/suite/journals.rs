@@ -1,15 +1,25 @@
 //! The journal: what was begun is known after a crash, and resumed.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use retrysafe_client::{
-    Client, FileJournal, IdempotencyKey, Journal, ResumedOutcome, Unknown,
-    journal::{Entry, Known, Settled},
+    Client, Dialect, FileJournal, IdempotencyKey, Journal, OutcomeUnknown, ResumedOutcome, Unknown,
+    journal::{Before, Begun, Entry, JournalError, Known, Settled},
 };
 use retrysafe_core::OperationId;
 use retrysafe_testkit::ManualClock;
 
-use crate::support::{Reply, Server, answer, builder, closed, unknown};
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::support::{Reply, Server, answer, builder, closed, problem, unknown};
 
 type Open = fn(&Path) -> Arc<dyn Journal>;
 
@@ -61,7 +71,7 @@ async fn what_was_begun_is_there_after_a_crash() {
         let journal = open(&path);
         for number in 0..4 {
             let begun = journal.begin(Arc::new(entry(number))).await.unwrap();
-            assert_eq!(begun.first_sent, entry(number).first_sent);
+            assert_eq!((begun.first_sent, begun.before), (entry(number).first_sent, None));
         }
         journal.settle(OperationId::from_bytes([1; 32]), answered(2_000));
         journal.settle(OperationId::from_bytes([2; 32]), Settled::NotDone);
@@ -69,7 +79,7 @@ async fn what_was_begun_is_there_after_a_crash() {
         let mut again = entry(3);
         again.first_sent = Duration::from_millis(9_000);
         let begun = journal.begin(Arc::new(again)).await.unwrap();
-        assert_eq!(begun.first_sent, entry(3).first_sent);
+        assert_eq!((begun.first_sent, begun.before), (entry(3).first_sent, Some(Before::Unknown)));
         for round in 0..2 {
             let unknown = journal.unknown().await.unwrap();
             assert_eq!(unknown.iter().map(|it| &**it).collect::<Vec<_>>(), [&entry(0), &entry(3)]);
@@ -89,7 +99,8 @@ async fn what_was_begun_is_there_after_a_crash() {
         let known = journal.find(OperationId::from_bytes([1; 32])).await.unwrap();
         assert!(matches!(known, Some(Known::Answered(status)) if status == 201));
         // What is done and begun again is unknown again.
-        journal.begin(Arc::new(entry(1))).await.unwrap();
+        let begun = journal.begin(Arc::new(entry(1))).await.unwrap();
+        assert_eq!(begun.before, Some(Before::Answered(http::StatusCode::CREATED)));
         assert_eq!(journal.unknown().await.unwrap().len(), 3);
     }
 }
@@ -100,8 +111,8 @@ async fn what_was_settled_long_ago_is_forgotten_when_it_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let journal = open(&path);
-        let week = 7 * 24 * 3600 * 1_000;
-        for (number, at) in [(0, 1_000), (1, 10 + week), (2, 2_000 + week)] {
+        let limit = 400 * 24 * 3600 * 1_000;
+        for (number, at) in [(0, 1_000), (1, 10 + limit), (2, 2_000 + limit)] {
             journal.begin(Arc::new(entry(number))).await.unwrap();
             journal.settle(entry(number).operation, answered(at));
         }
@@ -165,8 +176,29 @@ async fn what_is_no_journal_or_in_use_is_refused() {
     }
 }
 
+/// A journal that the test looks into as well.
+struct Watched(Arc<dyn Journal>);
+
+impl Journal for Watched {
+    fn begin(&self, entry: Arc<Entry>) -> BoxFuture<'_, Result<Begun, JournalError>> {
+        self.0.begin(entry)
+    }
+
+    fn settle(&self, operation: OperationId, settled: Settled) {
+        self.0.settle(operation, settled);
+    }
+
+    fn find(&self, operation: OperationId) -> BoxFuture<'_, Result<Option<Known>, JournalError>> {
+        self.0.find(operation)
+    }
+
+    fn unknown(&self) -> BoxFuture<'_, Result<Vec<Arc<Entry>>, JournalError>> {
+        self.0.unknown()
+    }
+}
+
 fn with(journal: &Arc<dyn Journal>) -> Client {
-    builder().shared_journal(journal.clone()).build().unwrap()
+    builder().journal(Watched(journal.clone())).build().unwrap()
 }
 
 #[tokio::test]
@@ -180,7 +212,7 @@ async fn resume_finds_out_what_became_of_it() {
         let server = Server::replying([replies, vec![replay]].concat()).await;
         let journal = open(&path);
         let order = with(&journal).post(server.url("/orders?a=b")).header("x-tenant", "7");
-        let order = order.bearer_auth("secret").body("book");
+        let order = order.header("x-api-key", "secret").bearer_auth("secret").body("book");
         let key = unknown(order.send().await).key().clone();
         drop(journal);
 
@@ -188,7 +220,7 @@ async fn resume_finds_out_what_became_of_it() {
         assert!(!raw.windows(6).any(|it| it == b"secret"), "credentials are not on the disk");
         let journal = open(&path);
         let client = builder()
-            .shared_journal(journal.clone())
+            .journal(Watched(journal.clone()))
             .before_resuming(|request| {
                 request.headers_mut().insert("authorization", "Bearer new".parse().unwrap());
             })
@@ -233,13 +265,171 @@ async fn resume_leaves_alone_what_is_being_made() {
 
 #[tokio::test]
 async fn what_was_surely_not_done_is_not_resumed() {
+    for open in journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let client = with(&open(&folder.path().join("journal")));
+        let error = client.post(closed().await).send().await.unwrap_err();
+        assert!(OutcomeUnknown::of(&error).is_none(), "{error:?}");
+        for status in [401, 429] {
+            let server = Server::replying(vec![answer(status)]).await;
+            assert_eq!(client.post(server.url("/")).send().await.unwrap().status(), status);
+        }
+        assert!(client.resume().await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_nothing_new() {
+    for open in journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = open(&folder.path().join("journal"));
+        let clock = ManualClock::new();
+        let client = builder().clock(Arc::new(clock.clone())).journal(Watched(journal.clone()));
+        let client = client.build().unwrap();
+        let server = Server::replying(vec![Reply::Reset]).await;
+        let url = server.url("/");
+        let key = unknown(client.post(&url).send().await).key().clone();
+        // Now nobody is there any more.
+        drop(server);
+        clock.set_wall(Duration::from_secs(1_000_000_000));
+        unknown(client.post(&url).with_extension(key).send().await);
+        assert_eq!(journal.unknown().await.unwrap().len(), 1, "it may have been executed");
+    }
+}
+
+#[tokio::test]
+async fn c5_what_was_answered_is_not_made_unknown_by_what_is_not_sent() {
+    for open in journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = open(&folder.path().join("journal"));
+        let clock = ManualClock::new();
+        let client = builder().clock(Arc::new(clock.clone())).journal(Watched(journal.clone()));
+        let client = client.build().unwrap();
+        let server = Server::replying(vec![answer(201)]).await;
+        let key = IdempotencyKey::new("order-7").unwrap();
+        let order = || client.post(server.url("/")).with_extension(key.clone()).send();
+        order().await.unwrap();
+        clock.advance(Duration::from_secs(24 * 3600));
+        let unknown = unknown(order().await);
+        assert_eq!((unknown.why(), server.asked()), (Unknown::Retention, 1));
+        let known = journal.find(*unknown.operation()).await.unwrap();
+        assert!(matches!(known, Some(Known::Answered(status)) if status == 201), "{known:?}");
+    }
+}
+
+#[tokio::test]
+async fn c4_what_a_server_that_keeps_no_keys_may_have_executed_is_not_resumed() {
     let folder = tempfile::tempdir().unwrap();
     let journal = file(&folder.path().join("journal"));
-    let client = with(&journal);
-    client.post(closed().await).send().await.unwrap_err();
-    let server = Server::replying(vec![answer(429)]).await;
-    assert_eq!(client.post(server.url("/")).send().await.unwrap().status(), 429);
-    assert!(client.resume().await.unwrap().is_empty());
+    let client = builder().dialect(Dialect::openai_compatible()).journal(Watched(journal));
+    let client = client.build().unwrap();
+    let server = Server::replying(vec![Reply::Reset, answer(200)]).await;
+    unknown(client.post(server.url("/")).send().await);
+    for _ in 0..2 {
+        let resumed = client.resume().await.unwrap();
+        let ResumedOutcome::Unknown(unknown) = resumed[0].outcome() else { panic!("{resumed:?}") };
+        assert_eq!(unknown.why(), Unknown::NoKeysKept);
+    }
+    assert_eq!(server.asked(), 1);
+}
+
+#[tokio::test]
+async fn resume_leaves_alone_what_was_not_done_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = with(&file(&folder.path().join("journal")));
+    // As many as are asked for at a time are unknown; another call is refused while they are.
+    let ((go, wait), (refuse, until)) = (watch::channel(false), watch::channel(false));
+    let well = Arc::new(AtomicBool::new(false));
+    let server = Server::start({
+        let well = well.clone();
+        move |_, seen| match (seen.path.as_str(), well.load(Ordering::SeqCst)) {
+            ("/old", false) => problem(409, "outcome_unknown"),
+            ("/old", true) => Reply::Once(wait.clone(), Box::new(answer(201))),
+            _ => Reply::Once(until.clone(), Box::new(answer(429))),
+        }
+    })
+    .await;
+    for _ in 0..16 {
+        unknown(client.post(server.url("/old")).send().await);
+    }
+    well.store(true, Ordering::SeqCst);
+    let new = tokio::spawn(client.post(server.url("/new")).send());
+    server.is_asked_times(17).await;
+    let resumed = tokio::spawn({
+        let client = client.clone();
+        async move { client.resume().await.unwrap() }
+    });
+    server.is_asked_times(17 + 16).await;
+    refuse.send(true).unwrap();
+    // Its caller is told that nothing was done, and may order anew.
+    assert_eq!(new.await.unwrap().unwrap().status(), 429);
+    go.send(true).unwrap();
+    assert_eq!(resumed.await.unwrap().len(), 16);
+    assert_eq!(server.seen().iter().filter(|it| it.path == "/new").count(), 3);
+}
+
+#[tokio::test]
+async fn loser_frees_owner() {
+    // The first of two calls with one key did nothing: that says nothing of the second.
+    for open in journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = open(&folder.path().join("journal"));
+        let client = with(&journal);
+        let (refuse, until) = watch::channel(false);
+        let server = Server::start(move |_, seen| match seen.body.as_str() {
+            "refused" => Reply::Once(until.clone(), Box::new(answer(429))),
+            _ => Reply::Silence,
+        })
+        .await;
+        let key = IdempotencyKey::new("order-7").unwrap();
+        let order = |body: &'static str| {
+            client.post(server.url("/")).with_extension(key.clone()).body(body).send()
+        };
+        let first = tokio::spawn(order("refused"));
+        server.is_asked_times(1).await;
+        let second = tokio::spawn(order("received"));
+        server.is_asked_times(2).await;
+        refuse.send(true).unwrap();
+        assert_eq!(first.await.unwrap().unwrap().status(), 429);
+        second.abort();
+        assert!(second.await.unwrap_err().is_cancelled());
+        let unknown = journal.unknown().await.unwrap();
+        assert_eq!((unknown.len(), &unknown[0].key), (1, &key));
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_journal_is_its_owners_alone() {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    for open in journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let journal = open(&path);
+        journal.begin(Arc::new(entry(0))).await.unwrap();
+        for file in fs::read_dir(folder.path()).unwrap() {
+            let file = file.unwrap();
+            let mode = file.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{}", file.path().display());
+        }
+    }
+    // What the operator has set stays when the file is written anew.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let journal = FileJournal::open(&path).unwrap();
+    for _ in 0..1_100 {
+        let begun = journal.begin(Arc::new(entry(0)));
+        journal.settle(entry(0).operation, Settled::NotDone);
+        drop(begun);
+    }
+    drop(journal);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    drop(FileJournal::open(&path).unwrap());
+    let now = fs::metadata(&path).unwrap();
+    assert!(now.len() < length, "it was written anew");
+    assert_eq!(now.permissions().mode() & 0o777, 0o640);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! C6: the key is not sent across a cross-origin redirect.
 
-use crate::support::{Server, answer, client};
+use retrysafe_client::Unknown;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+use crate::support::{self, Server, answer, client, unknown};
 
 #[tokio::test]
 async fn c6_the_key_stays_with_its_origin() {
@@ -28,4 +31,22 @@ async fn c6_within_one_origin_it_is_followed_with_the_key() {
     let seen = server.seen();
     assert_eq!((seen[1].path.as_str(), seen[1].body.as_str()), ("/v2/orders", "book"));
     assert_eq!(seen[0].key(), seen[1].key());
+}
+
+#[tokio::test]
+async fn c4_a_connection_that_fails_after_a_redirect_is_not_the_first_one() {
+    // The order is executed, and what it redirects to can't be reached any more.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/orders", listener.local_addr().unwrap());
+    let served = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        support::read(&mut stream).await.unwrap();
+        let head = "HTTP/1.1 303 See Other\r\nlocation: /orders/1\r\ncontent-length: 0\r\n\
+                    connection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+    });
+    let sent = client().post(url).body("book").send().await;
+    served.await.unwrap();
+    assert_eq!(unknown(sent).why(), Unknown::Attempts);
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use retrysafe_client::{
-    Client, ConfigError, ContentKey, Dialect, IdempotencyKey, KeySource, OutcomeUnknown,
-    ShareAnswers, Unknown,
+    CallDeadline, Client, ConfigError, ContentKey, Dialect, IdempotencyKey, KeySource,
+    OutcomeUnknown, ShareAnswers, Unknown,
 };
 
 use crate::support::{Reply, Server, answer, builder, impatient, unknown};
@@ -124,4 +124,85 @@ fn what_could_not_work_is_found_when_it_is_built() {
     assert_eq!(refused(ShareAnswers { capacity: 0, ..ShareAnswers::default() }), "cache_capacity");
     let ttl = Duration::from_secs(1);
     assert_eq!(refused(ShareAnswers { ttl, ..ShareAnswers::default() }), "cache_ttl");
+}
+
+#[tokio::test]
+async fn cross_tenant_replay() {
+    // Keys not bound to the caller: someone else's response.
+    let server = Server::start(|_, seen| {
+        let who = seen.header("authorization").or(seen.header("x-api-key")).unwrap_or("nobody");
+        answer(200).saying(who)
+    })
+    .await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let ask = async |name: &str, value: &str| {
+        let request = client.post(server.url("/v1/chat")).header(name, value).body("{}");
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    for _ in 0..2 {
+        for (name, value) in
+            [("authorization", "Bearer a"), ("authorization", "Bearer b"), ("x-api-key", "c")]
+        {
+            assert_eq!(ask(name, value).await, value);
+        }
+    }
+    assert_eq!(server.asked(), 3, "each of them is answered from here the second time");
+}
+
+#[tokio::test]
+async fn other_path_replays() {
+    // The same key on another path or method got the first one's answer.
+    let server = Server::start(|_, seen| answer(200).saying(&*seen.path)).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let key = IdempotencyKey::new("k").unwrap();
+    for path in ["/a", "/b", "/a?c"] {
+        let response = client.post(server.url(path)).with_extension(key.clone()).send().await;
+        assert_eq!(response.unwrap().text().await.unwrap(), path);
+    }
+    client.patch(server.url("/a")).with_extension(key).send().await.unwrap();
+    assert_eq!(server.asked(), 4);
+}
+
+#[tokio::test]
+async fn c7_a_refusal_for_want_of_credentials_is_nobodys_answer() {
+    let server = Server::replying(vec![answer(401), answer(200)]).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let ask = || client.post(server.url("/")).body("{}").send();
+    assert_eq!(ask().await.unwrap().status(), 401);
+    assert_eq!(ask().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn c7_a_server_that_keeps_keys_is_asked_for_what_is_unknown() {
+    let replies = vec![Reply::Reset, Reply::Reset, Reply::Reset, answer(200)];
+    let server = Server::replying(replies).await;
+    let client = builder().share_answers(ShareAnswers::default()).build().unwrap();
+    let key = IdempotencyKey::new("k").unwrap();
+    let ask = || client.post(server.url("/")).with_extension(key.clone()).send();
+    assert_eq!(unknown(ask().await).why(), Unknown::Attempts);
+    assert_eq!(ask().await.unwrap().status(), 200);
+    // A caller that hangs up leaves the place, too, and who waits knows that it may be done.
+    let server = Server::replying(vec![Reply::Silence, answer(429)]).await;
+    let ask = || client.post(server.url("/")).with_extension(key.clone()).send();
+    let first = tokio::spawn(ask());
+    server.is_asked().await;
+    let mut waiting = Box::pin(ask());
+    assert!(futures_util::FutureExt::now_or_never(&mut waiting).is_none());
+    first.abort();
+    assert_eq!(unknown(waiting.await).why(), Unknown::Attempts);
+    assert_eq!(server.asked(), 4);
+}
+
+#[tokio::test]
+async fn c3_who_waits_for_another_call_has_a_deadline_too() {
+    let server = Server::replying(vec![Reply::Silence]).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let ask = || client.post(server.url("/")).body("{}");
+    let first = tokio::spawn(ask().send());
+    server.is_asked().await;
+    let soon = CallDeadline(Duration::from_millis(20));
+    let waited = ask().with_extension(soon).send().await;
+    assert_eq!(unknown(waited).why(), Unknown::Deadline);
+    assert_eq!(server.asked(), 1);
+    first.abort();
 }

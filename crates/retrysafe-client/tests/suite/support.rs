@@ -43,6 +43,8 @@ pub(crate) enum Reply {
     Reset,
     /// Neither an answer nor an end.
     Silence,
+    /// This, as soon as it is true.
+    Once(watch::Receiver<bool>, Box<Reply>),
 }
 
 pub(crate) fn answer(status: u16) -> Reply {
@@ -117,7 +119,12 @@ impl Server {
 
     /// Waits for the first request.
     pub(crate) async fn is_asked(&self) {
-        self.seen.subscribe().wait_for(|seen| !seen.is_empty()).await.unwrap();
+        self.is_asked_times(1).await;
+    }
+
+    /// Waits for so many requests.
+    pub(crate) async fn is_asked_times(&self, times: usize) {
+        self.seen.subscribe().wait_for(|seen| seen.len() >= times).await.unwrap();
     }
 }
 
@@ -134,7 +141,12 @@ async fn serve(mut stream: TcpStream, seen: watch::Sender<Vec<Seen>>, script: Ar
         number = seen.len();
         seen.push(request.clone());
     });
-    match script(number, &request) {
+    let mut reply = script(number, &request);
+    while let Reply::Once(mut now, then) = reply {
+        let _ = now.wait_for(|now| *now).await;
+        reply = *then;
+    }
+    match reply {
         Reply::Answer { status, headers, body } => {
             let headers: String =
                 headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -150,11 +162,11 @@ async fn serve(mut stream: TcpStream, seen: watch::Sender<Vec<Seen>>, script: Ar
             let _ = stream.write_all(text.as_bytes()).await;
         }
         Reply::Reset => _ = stream.set_zero_linger(),
-        Reply::Silence => _ = stream.read(&mut [0]).await,
+        Reply::Silence | Reply::Once(..) => _ = stream.read(&mut [0]).await,
     }
 }
 
-async fn read(stream: &mut TcpStream) -> Option<Seen> {
+pub(crate) async fn read(stream: &mut TcpStream) -> Option<Seen> {
     let mut bytes = Vec::new();
     loop {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {

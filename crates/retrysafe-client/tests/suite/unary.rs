@@ -67,6 +67,21 @@ async fn g4_what_leaves_the_outcome_open_is_retried_with_the_same_key() {
     }
 }
 
+#[tokio::test]
+async fn g4_what_was_made_here_of_a_broken_connection_is_no_answer() {
+    // As tonic makes them of h2's ENHANCE_YOUR_CALM and INADEQUATE_SECURITY.
+    for code in [Code::ResourceExhausted, Code::PermissionDenied] {
+        let mut status = Status::new(code, "h2 protocol error");
+        status.set_source(Arc::new(std::io::Error::other("the connection broke")));
+        let (made, keys) = call(vec![Err(status.clone()), Ok(())]).await;
+        assert_eq!(made.unwrap().into_inner(), "book");
+        assert!(keys.len() == 2 && keys[0] == keys[1], "{code}");
+        let error = call(vec![Err(status)]).await.0.unwrap_err();
+        assert_eq!(OutcomeUnknown::of(&error).unwrap().why(), Unknown::Attempts, "{code}");
+        assert_eq!(error.grpc_status().unwrap().code(), code);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn g3_what_retrysafe_says_is_understood() {
     let retry_info = |code| {

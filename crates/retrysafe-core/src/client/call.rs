@@ -225,12 +225,18 @@ impl<'a> Call<'a> {
         self.policy.attempt_timeout.min(self.deadline.saturating_sub(now.monotonic))
     }
 
-    /// Whether the operation may be sent at all. A resumed call whose key the server forgets too soon
-    /// may not: it could execute again (C5).
+    /// Whether the operation may be sent at all. A resumed call whose key the server keeps not at all
+    /// (C4), or forgets too soon (C5), may not: it could execute again.
+    ///
+    /// # Errors
+    ///
+    /// Why it may not.
     pub fn may_begin(&self, now: Moment) -> Result<(), Unknown> {
-        match self.maybe_done && self.forgotten_after(now, Duration::ZERO) {
-            true => Err(Unknown::Retention),
-            false => Ok(()),
+        match self.safety {
+            _ if !self.maybe_done => Ok(()),
+            Safety::NamedOnly | Safety::Bare => Err(Unknown::NoKeysKept),
+            _ if self.forgotten_after(now, Duration::ZERO) => Err(Unknown::Retention),
+            Safety::Keyed | Safety::Idempotent => Ok(()),
         }
     }
 
@@ -278,7 +284,8 @@ impl<'a> Call<'a> {
         {
             return Next::Unknown(Unknown::Refused);
         }
-        self.settled = true;
+        // PROTOCOL 5 releases these in every column: nothing was done, and the same key may come again.
+        self.settled = answer.replayed || !matches!(answer.status.as_u16(), 401 | 407 | 426);
         if !answer.status.is_server_error() {
             budget.succeeded(self.spent);
         }
