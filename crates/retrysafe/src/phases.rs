@@ -229,6 +229,10 @@ impl<T: FromAttempt> Phases<T> {
                 kept.entry(CALL.to_owned()).or_insert_with(|| call.as_ref().to_owned());
             }
             self.kept = Some(kept);
+            // Who goes on is counted, has a fence of its own and a lease, whatever it comes to.
+            if self.marked {
+                self.commit(None).await?;
+            }
         }
         let kept = self.kept.as_ref().and_then(|kept| kept.get(name));
         kept.map(|kept| serde_json::from_str(kept).map_err(PhaseError::Unreadable)).transpose()
@@ -293,9 +297,7 @@ fn held<E>(answer: Result<bool, StoreError>) -> Result<(), PhaseError<E>> {
 impl<T> FromAttempt for Phases<T> {
     fn from_attempt(attempt: &Attempt) -> Result<Self, NotLent> {
         let points = attempt.points().ok_or(NotLent::Absent)?;
-        if !points.take() {
-            return Err(NotLent::InUse);
-        }
+        points.take()?;
         let (attempt, named) = (attempt.clone(), HashSet::from([CALL.to_owned()]));
         let (kept, call, marked, in_doubt) = (None, None, false, false);
         Ok(Self { attempt, points, kept, marked, in_doubt, call, named, lends: PhantomData })
