@@ -57,7 +57,8 @@ pub trait Points: Send + Sync {
 
     /// Commits the claim and what was written so far, and what is kept from now on, if that is new.
     /// Then nothing is open: no lock is held while another service is called. With nothing new, and
-    /// nothing open, there is nothing to do.
+    /// nothing open, it only looks whether this is the live attempt; what was heard less than a lease
+    /// ago, counted from when it was asked, will do.
     fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool>;
 
     /// Undoes what was not committed. Asks nobody, so that it can be done where something is dropped.

@@ -75,6 +75,9 @@ use serde::{Serialize, de::DeserializeOwned};
 ///   on what parts have given.
 /// - A transaction that is taken in another way before a phase is refused: its work would be done
 ///   again.
+/// - A request that is longer than what is read before the claim (`inline_body`) has none
+///   ([`NotLent::Unread`]): nobody could tell a retry from another request, which would be given what
+///   was kept.
 /// - Results are kept as JSON, all of an operation's in one value: identifiers, no documents. They are
 ///   not encrypted by a codec around the store.
 pub struct Phases<T> {

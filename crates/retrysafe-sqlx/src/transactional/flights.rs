@@ -52,6 +52,8 @@ pub(crate) struct Place<DB: Database> {
     flights: Flights<DB>,
     id: OperationId,
     owner: Owner,
+    /// Whether it is an attempt that was granted, and ends.
+    ending: bool,
     granted: bool,
 }
 
@@ -88,11 +90,11 @@ impl<DB: Database> Flights<DB> {
             }
         }
         drop(flights);
-        Entered::Place(self.place(claim.id, claim.owner))
+        Entered::Place(self.place(claim.id, claim.owner, false))
     }
 
-    fn place(&self, id: OperationId, owner: Owner) -> Place<DB> {
-        Place { flights: self.clone(), id, owner, granted: false }
+    fn place(&self, id: OperationId, owner: Owner, ending: bool) -> Place<DB> {
+        Place { flights: self.clone(), id, owner, ending, granted: false }
     }
 
     /// What an attempt was lent.
@@ -110,7 +112,7 @@ impl<DB: Database> Flights<DB> {
     /// An attempt, to be ended. Its duplicates go on when the value is dropped.
     pub(crate) fn end(&self, lease: &Lease) -> Option<Granted<DB>> {
         let (claim, slot) = self.attempt(lease)?;
-        Some(Granted { claim, slot, _ending: self.place(lease.id, lease.owner) })
+        Some(Granted { claim, slot, _ending: self.place(lease.id, lease.owner, true) })
     }
 
     /// Waits until attempt `seen` is over, or may have been taken over; `false` if that can't be told
@@ -222,8 +224,11 @@ impl<DB: Database> Drop for Place<DB> {
         // Dropped outside of the lock: it may hold a transaction, whose end takes time.
         let over = {
             let mut flights = self.flights.lock();
-            let is_own = flights.get(&self.id).is_some_and(|it| it.claim.owner == self.owner);
-            if is_own { flights.remove(&self.id) } else { None }
+            // ST4: of two calls of one owner, the one that was given up leaves the other's alone.
+            let is_own = |it: &Flight<DB>| {
+                it.claim.owner == self.owner && it.granted.is_some() == self.ending
+            };
+            if flights.get(&self.id).is_some_and(is_own) { flights.remove(&self.id) } else { None }
         };
         drop(over);
     }
