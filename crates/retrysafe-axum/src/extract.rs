@@ -139,6 +139,9 @@ impl<S: Send + Sync, T: FromAttempt> FromRequestParts<S> for Transaction<T> {
             );
             let detail = match why {
                 NotLent::InUse => "The transaction of this operation is in use.",
+                NotLent::Unread => {
+                    "The request is too long to be done in phases. Nothing was done."
+                }
                 _ => "This operation has no transaction. Nothing was done.",
             };
             Rejection::new(parts, Problem::new(Code::HandlerFailed, detail))

@@ -40,9 +40,14 @@ pub type PointFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 /// Each call looks whether this is still the live attempt, in the transaction that it commits, and
 /// answers `false` if it is not: then nothing has changed. Dropping a future leaves nothing half done.
 pub trait Points: Send + Sync {
-    /// Whether nobody has asked before. An attempt has one row of phases: two would not know what the
-    /// other one keeps.
-    fn take(&self) -> bool;
+    /// Takes them, once: an attempt has one row of phases, two would not know what the other one keeps.
+    ///
+    /// # Errors
+    ///
+    /// [`NotLent::InUse`] if somebody has them, and [`NotLent::Unread`] if the claim did not say what is
+    /// in the request's body: then a retry can't be told from another request, and what is kept is for
+    /// retries alone.
+    fn take(&self) -> Result<(), NotLent>;
 
     /// What attempts of this operation have kept last. It can't change under the live attempt.
     fn kept(&self) -> PointFuture<'_, Option<Bytes>>;
@@ -52,7 +57,8 @@ pub trait Points: Send + Sync {
 
     /// Commits the claim and what was written so far, and what is kept from now on, if that is new.
     /// Then nothing is open: no lock is held while another service is called. With nothing new, and
-    /// nothing open, there is nothing to do.
+    /// nothing open, it only looks whether this is the live attempt; what was heard less than a lease
+    /// ago, counted from when it was asked, will do.
     fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool>;
 
     /// Undoes what was not committed. Asks nobody, so that it can be done where something is dropped.
@@ -124,4 +130,8 @@ pub enum NotLent {
     /// It is between two phases, where nothing is open.
     #[error("no transaction is open between two phases: take one from the phases")]
     Between,
+    /// Phases are for requests that a retry can be told from: those that are read as a whole before
+    /// they are claimed.
+    #[error("the request is longer than what is read before the claim (`inline_body`)")]
+    Unread,
 }

@@ -259,6 +259,7 @@ impl<S: Store + FindAbandoned> Completer<S> {
     pub async fn look(&mut self) -> Result<Completed, StoreError> {
         let (mut completed, mut going) = (Completed::default(), JoinSet::new());
         let (mut seen, mut after) = (HashSet::new(), None);
+        let longest = self.once.settings().max_execution;
         loop {
             let page = self.once.engine().store().abandoned(after.as_ref(), PAGE);
             let Ok(page) = timeout(DEADLINE, page).await else {
@@ -278,10 +279,12 @@ impl<S: Store + FindAbandoned> Completer<S> {
                 while going.len() >= self.at_once {
                     self.settle(&mut going, &mut completed).await;
                 }
+                // On a task of its own: a panic is one failure more, and so is one that takes longer than
+                // any attempt may. That goes on (E1), and nobody waits for it.
+                let called = tokio::spawn(async move { go_on(call).await });
                 going.spawn(async move {
-                    // On a task of its own: a panic is one failure more.
-                    let finished = tokio::spawn(async move { go_on(call).await }).await;
-                    (id, finished.unwrap_or(false))
+                    let finished = timeout(longest, called).await;
+                    (id, matches!(finished, Ok(Ok(true))))
                 });
             }
             if page.len() < PAGE {
@@ -315,7 +318,10 @@ impl<S: Store + FindAbandoned> Completer<S> {
     }
 
     fn is_due(&mut self, abandoned: &Abandoned) -> bool {
-        let (operation, attempts) = (abandoned.id, abandoned.attempt);
+        let operation = abandoned.id;
+        // A try that does not even get to its phases is counted by nobody else.
+        let tries = self.later.get(&operation).map_or(0, |later| later.tries);
+        let attempts = abandoned.attempt.max(tries);
         if attempts >= self.attempts {
             if self.left.insert(operation) {
                 tracing::error!(%operation, attempts, "could not be finished: see to it");

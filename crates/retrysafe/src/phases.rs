@@ -75,6 +75,9 @@ use serde::{Serialize, de::DeserializeOwned};
 ///   on what parts have given.
 /// - A transaction that is taken in another way before a phase is refused: its work would be done
 ///   again.
+/// - A request that is longer than what is read before the claim (`inline_body`) has none
+///   ([`NotLent::Unread`]): nobody could tell a retry from another request, which would be given what
+///   was kept.
 /// - Results are kept as JSON, all of an operation's in one value: identifiers, no documents. They are
 ///   not encrypted by a codec around the store.
 pub struct Phases<T> {
@@ -229,6 +232,10 @@ impl<T: FromAttempt> Phases<T> {
                 kept.entry(CALL.to_owned()).or_insert_with(|| call.as_ref().to_owned());
             }
             self.kept = Some(kept);
+            // Who goes on is counted, has a fence of its own and a lease, whatever it comes to.
+            if self.marked {
+                self.commit(None).await?;
+            }
         }
         let kept = self.kept.as_ref().and_then(|kept| kept.get(name));
         kept.map(|kept| serde_json::from_str(kept).map_err(PhaseError::Unreadable)).transpose()
@@ -293,9 +300,7 @@ fn held<E>(answer: Result<bool, StoreError>) -> Result<(), PhaseError<E>> {
 impl<T> FromAttempt for Phases<T> {
     fn from_attempt(attempt: &Attempt) -> Result<Self, NotLent> {
         let points = attempt.points().ok_or(NotLent::Absent)?;
-        if !points.take() {
-            return Err(NotLent::InUse);
-        }
+        points.take()?;
         let (attempt, named) = (attempt.clone(), HashSet::from([CALL.to_owned()]));
         let (kept, call, marked, in_doubt) = (None, None, false, false);
         Ok(Self { attempt, points, kept, marked, in_doubt, call, named, lends: PhantomData })

@@ -137,6 +137,8 @@ pub(crate) struct Work {
     undo: AtomicBool,
     /// Whether there are phases.
     taken: AtomicBool,
+    /// Whether a retry can be told from another request.
+    whole: bool,
     /// Held by who begins or ends the transaction.
     turn: Mutex<()>,
     state: std::sync::Mutex<State>,
@@ -170,9 +172,10 @@ pub(super) enum Ended {
 impl Work {
     pub(super) fn new(records: SqliteStore, lease: Lease, claim: &Claim, hold: Duration) -> Self {
         let (lease_for, retention) = (claim.lease, claim.retention);
+        let whole = claim.fingerprint.body.is_some();
         let (undo, taken, turn) = (AtomicBool::new(false), AtomicBool::new(false), Mutex::new(()));
         let state = std::sync::Mutex::new(State::Closed);
-        Self { records, lease, lease_for, retention, hold, undo, taken, turn, state }
+        Self { records, lease, lease_for, retention, hold, undo, taken, whole, turn, state }
     }
 
     pub(super) fn is_of(&self, lease: &Lease) -> bool {
@@ -241,6 +244,27 @@ impl Work {
         Ok(is_held)
     }
 
+    /// Commits what is open, with what is kept; by who has the turn.
+    async fn keep(&self, points: Option<Bytes>) -> Result<bool, StoreError> {
+        if let Some(points) = &points {
+            self.records.check_size(points)?;
+        }
+        if !self.opened(false).await.map_err(|why| self.failed(why))? {
+            return Ok(false);
+        }
+        // Dropped while it is under way, it is committed or not, and nothing is open.
+        let state = mem::replace(&mut *self.state(), State::Closed);
+        let State::Open(open) = state else {
+            *self.state() = State::Over;
+            return Err(self.failed(Undone::Over));
+        };
+        let written = Written::Points { points, lease_for: self.lease_for };
+        match open.commit(written).await {
+            Ok(held) => Ok(held == Held::Applied),
+            Err(why) => Err(self.failed(why)),
+        }
+    }
+
     /// Nothing is left half done under this lock, so a panic elsewhere does not matter.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -291,8 +315,16 @@ impl Unit for Work {
 }
 
 impl Points for Work {
-    fn take(&self) -> bool {
-        !self.taken.swap(true, Ordering::AcqRel)
+    fn take(&self) -> Result<(), NotLent> {
+        // F4: the record of a longer one says nothing of its body, so another request would be given
+        // what was kept for this one.
+        if !self.whole {
+            return Err(NotLent::Unread);
+        }
+        match self.taken.swap(true, Ordering::AcqRel) {
+            true => Err(NotLent::InUse),
+            false => Ok(()),
+        }
     }
 
     fn kept(&self) -> PointFuture<'_, Option<Bytes>> {
@@ -313,32 +345,20 @@ impl Points for Work {
     fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool> {
         Box::pin(async {
             let _turn = self.turn.lock().await;
-            match (&*self.state(), &points) {
-                (State::Open(Open { loose: true, .. }), _) => {
+            let is_closed = match &*self.state() {
+                State::Open(Open { loose: true, .. }) => {
                     let problem = "what is written before a phase is written in a step";
                     return Err(StoreError::new(StoreErrorKind::Misconfigured, problem));
                 }
-                // The claim is committed, and there is nothing else.
-                (State::Closed, None) => return Ok(true),
-                _ => {}
-            }
-            if let Some(points) = &points {
-                self.records.check_size(points)?;
-            }
-            if !self.opened(false).await.map_err(|why| self.failed(why))? {
-                return Ok(false);
-            }
-            // Dropped while it is under way, it is committed or not, and nothing is open.
-            let state = mem::replace(&mut *self.state(), State::Closed);
-            let State::Open(open) = state else {
-                *self.state() = State::Over;
-                return Err(self.failed(Undone::Over));
+                state => matches!(state, State::Closed),
             };
-            let written = Written::Points { points, lease_for: self.lease_for };
-            match open.commit(written).await {
-                Ok(held) => Ok(held == Held::Applied),
-                Err(why) => Err(self.failed(why)),
+            if !is_closed || points.is_some() {
+                return self.keep(points).await;
             }
+            // The claim is committed, and there is nothing else. But somebody may have taken over.
+            let lease = self.lease.clone();
+            let is_held = move |records: &Records<'_>| records.is_held(&lease);
+            self.records.shared.reader.ask(Abandoned::Skipped, is_held).await
         })
     }
 

@@ -174,6 +174,34 @@ async fn a_panic_is_one_failure_more() {
 }
 
 #[tokio::test]
+async fn a_call_that_never_ends_is_one_failure_more() {
+    let bank = Bank::new();
+    let service = Service::of(&bank);
+    for key in ["one", "two"] {
+        assert!(service.pay(key, true).await.is_err());
+    }
+    service.mend();
+    let again = service.clone();
+    let once = Once::sharing(service.once.engine()).settings(|settings| {
+        // How long a call may take: longer than a busy machine needs for the one that ends.
+        (settings.lease, settings.max_execution) = (Duration::from_secs(2), Duration::from_secs(2));
+    });
+    let once = once.build().unwrap();
+    let mut completer = Completer::new(&once).on("pay", move |call| {
+        let service = again.clone();
+        async move {
+            if call.key() == "one" {
+                std::future::pending::<()>().await;
+            }
+            service.pay(call.key(), true).await.ok()
+        }
+    });
+    let completed = timeout(PATIENCE, completer.look()).await.expect("it goes on").unwrap();
+    assert_eq!(came_to(completed), (2, 1, 1));
+    assert!(service.pay("two", true).await.unwrap().replayed);
+}
+
+#[tokio::test]
 async fn no_more_than_so_many_are_gone_on_with_at_once() {
     let bank = Bank::new();
     let service = Service::of(&bank);

@@ -116,7 +116,7 @@ fn claim(lease: Duration) -> Claim {
         fingerprint: Fingerprint {
             algorithm: retrysafe_axum::Algorithm::from_u32(1),
             head: [1; 32],
-            body: None,
+            body: Some(retrysafe_axum::BodyPart::IGNORED),
         },
         lease,
         retention: lease * 100,

@@ -196,6 +196,8 @@ async fn e5_an_attempt_that_was_taken_over_keeps_no_further_point() {
     // Nor can it commit anything else.
     let step = phases.step("more", |tx| async move { reserve(&tx).await });
     assert!(matches!(step.await, Err(PhaseError::Lost)));
+    let refunded = phases.phase("refund", |key| processor.clone().charge(key)).await;
+    assert!(matches!(refunded, Err(PhaseError::Lost)), "{refunded:?}");
     assert!(matches!(phases.transaction().await, Err(PhaseError::Lost)));
     let done = bank.store.complete(&late, &first.fingerprint, "late".into(), PATIENCE).await;
     assert!(matches!(done, Ok(Held::Lost(_))), "{done:?}");
@@ -287,6 +289,23 @@ async fn an_attempt_has_one_row_of_phases() {
         StatusCode::CREATED
     });
     assert_eq!(app.post("one").await.status, StatusCode::CREATED);
+}
+
+/// The record of a longer one says nothing of its body while it is in flight, so another request could
+/// be given what was kept for this one.
+#[tokio::test]
+async fn f4_phases_are_for_requests_that_are_read_before_the_claim() {
+    let (bank, processor) = (Bank::new(), Processor::default());
+    let app = paying(&bank, &processor, StatusCode::CREATED);
+    let refused = app.post_with("one", &"x".repeat(100 * 1024)).await;
+    assert_eq!(
+        (refused.status, &*refused.code()),
+        (StatusCode::INTERNAL_SERVER_ERROR, "handler_failed")
+    );
+    assert!(processor.calls().is_empty() && reserved(&bank) == 0);
+    // Nothing was done in its name, so the key is free.
+    assert_eq!(app.post_with("one", "short").await.status, StatusCode::CREATED);
+    assert_eq!((reserved(&bank), bank.balance(), bank.finished()), (1, 1, 1));
 }
 
 #[tokio::test]

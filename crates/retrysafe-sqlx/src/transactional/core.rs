@@ -63,7 +63,7 @@ impl<S: Side> Core<S> {
                             let claimed = self.claim(claim, seen, locked, wait_until, until);
                             return Ok(match claimed.await? {
                                 Ok((transaction, acquired)) => {
-                                    place.granted(acquired, Slot::new(transaction));
+                                    place.granted(claim, acquired, Slot::new(transaction));
                                     failpoint::reached("after the claim");
                                     Begin::Acquired(acquired)
                                 }
@@ -141,7 +141,15 @@ impl<S: Side> Core<S> {
         }
         match self.flights.slot(lease) {
             // Between two parts it is a lease like any other.
-            Some(slot) if slot.is_between() => self.side.records().renew(lease, lease_for).await,
+            Some(slot) if slot.is_between() => {
+                let sent = Instant::now();
+                let held = self.side.records().renew(lease, lease_for).await?;
+                match held {
+                    Held::Applied => slot.held_from(sent),
+                    Held::Lost(_) => slot.doubt(),
+                }
+                Ok(held)
+            }
             Some(_) => Ok(Held::Applied),
             None => Ok(Held::Lost(Found::Free)),
         }
@@ -160,8 +168,8 @@ impl<S: Side> Core<S> {
     }
 
     pub(crate) fn unit(self: &Arc<Self>, lease: &Lease) -> Option<Arc<dyn Unit>> {
-        let slot = self.flights.slot(lease)?;
-        slot.know(self.clone(), lease, self.flights.lease_for(lease)?);
+        let (claim, slot) = self.flights.attempt(lease)?;
+        slot.know(self.clone(), lease, &claim);
         Some(slot)
     }
 

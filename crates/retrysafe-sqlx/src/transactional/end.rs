@@ -42,6 +42,10 @@ impl<S: Side> Core<S> {
                 let context = format!("{}: the work was undone", self.side.place());
                 return Err(StoreError::new(StoreErrorKind::Unavailable, context));
             }
+            Taken::Escaped => {
+                self.leave_in_doubt(&attempt.claim, until).await;
+                return Err(self.escaped("ended its transaction by itself"));
+            }
             Taken::Kept => return Err(self.escaped("kept its transaction")),
         };
         failpoint::reached("before the outcome");
@@ -72,6 +76,11 @@ impl<S: Side> Core<S> {
             }
             Taken::Whole(transaction) => {
                 self.roll_back(transaction, &attempt.claim, lease, until).await?;
+            }
+            // Nobody knows what it did, so the key is not free.
+            Taken::Escaped => {
+                self.leave_in_doubt(&attempt.claim, until).await;
+                return Err(self.escaped("ended its transaction by itself"));
             }
             // One that is kept is rolled back when it is let go.
             Taken::Between | Taken::Spoiled | Taken::Kept => {}

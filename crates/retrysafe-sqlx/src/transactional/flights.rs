@@ -3,14 +3,17 @@
 //! A row that a transaction has claimed is not to be seen by anybody before it commits. So that the
 //! duplicates of this process neither ask nor wait at the server, with a connection each, they wait
 //! here.
+//!
+//! Between two parts nothing is open, and the row is there for everybody to see: then the server decides,
+//! and who is granted the operation has its place here too.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use retrysafe_core::{Acquired, Begin, Claim, Comparison, Found, Lease, OperationId};
+use retrysafe_core::{Acquired, Begin, Claim, Comparison, Found, Lease, OperationId, Owner};
 use sqlx::Database;
 use tokio::{sync::watch, time::timeout};
 
@@ -48,6 +51,9 @@ pub(crate) enum Entered<DB: Database> {
 pub(crate) struct Place<DB: Database> {
     flights: Flights<DB>,
     id: OperationId,
+    owner: Owner,
+    /// Whether it is an attempt that was granted, and ends.
+    ending: bool,
     granted: bool,
 }
 
@@ -70,52 +76,60 @@ impl<DB: Database> Flights<DB> {
     pub(crate) fn held(&self, claim: &Claim) -> Option<Entered<DB>> {
         let flights = self.lock();
         let flight = flights.get(&claim.id).filter(|flight| flight.granted.is_some())?;
-        Some(flight.against(claim))
+        flight.decides_on(claim).then(|| flight.against(claim))
     }
 
     pub(crate) fn enter(&self, claim: &Claim) -> Entered<DB> {
-        match self.lock().entry(claim.id) {
-            Entry::Vacant(vacant) => {
-                let over = watch::Sender::new(());
-                vacant.insert(Flight { claim: claim.clone(), granted: None, over });
-                Entered::Place(Place { flights: self.clone(), id: claim.id, granted: false })
+        let mut flights = self.lock();
+        match flights.get(&claim.id) {
+            Some(flight) if flight.decides_on(claim) => return flight.against(claim),
+            // It stays until the server has granted it to somebody else.
+            Some(_) => {}
+            None => {
+                flights.insert(claim.id, Flight::of(claim));
             }
-            Entry::Occupied(flight) => flight.get().against(claim),
         }
+        drop(flights);
+        Entered::Place(self.place(claim.id, claim.owner, false))
+    }
+
+    fn place(&self, id: OperationId, owner: Owner, ending: bool) -> Place<DB> {
+        Place { flights: self.clone(), id, owner, ending, granted: false }
     }
 
     /// What an attempt was lent.
     pub(crate) fn slot(&self, lease: &Lease) -> Option<Arc<Slot<DB>>> {
-        let flights = self.lock();
-        let flight = flights.get(&lease.id).filter(|it| it.claim.owner == lease.owner)?;
-        flight.granted.as_ref().map(|(_, slot)| slot.clone())
+        self.attempt(lease).map(|(_, slot)| slot)
     }
 
-    /// How long its lease is.
-    pub(crate) fn lease_for(&self, lease: &Lease) -> Option<Duration> {
-        self.lock().get(&lease.id).map(|flight| flight.claim.lease)
+    /// What an attempt has claimed, and what it was lent.
+    pub(crate) fn attempt(&self, lease: &Lease) -> Option<(Claim, Arc<Slot<DB>>)> {
+        let flights = self.lock();
+        let flight = flights.get(&lease.id).filter(|it| it.claim.owner == lease.owner)?;
+        flight.granted.as_ref().map(|(_, slot)| (flight.claim.clone(), slot.clone()))
     }
 
     /// An attempt, to be ended. Its duplicates go on when the value is dropped.
     pub(crate) fn end(&self, lease: &Lease) -> Option<Granted<DB>> {
-        let slot = self.slot(lease)?;
-        let claim = self.lock().get(&lease.id)?.claim.clone();
-        let ending = Place { flights: self.clone(), id: lease.id, granted: false };
-        Some(Granted { claim, slot, _ending: ending })
+        let (claim, slot) = self.attempt(lease)?;
+        Some(Granted { claim, slot, _ending: self.place(lease.id, lease.owner, true) })
     }
 
-    /// Waits until attempt `seen` is over; `false` if it is not in flight in this process.
+    /// Waits until attempt `seen` is over, or may have been taken over; `false` if that can't be told
+    /// in this process.
     pub(crate) async fn over(&self, id: &OperationId, seen: u32, within: Duration) -> bool {
-        let over = {
+        let watched = {
             let flights = self.lock();
-            let flight = flights.get(id);
             let seen = |flight: &&Flight<DB>| {
-                flight.granted.as_ref().map_or(1, |(acquired, _)| acquired.attempt) == seen
+                !flight.is_between()
+                    && flight.granted.as_ref().map_or(1, |(it, _)| it.attempt) == seen
             };
-            flight.filter(seen).map(|flight| flight.over.subscribe())
+            let flight = flights.get(id).filter(seen);
+            flight.map(|flight| (flight.over.subscribe(), flight.claim.lease))
         };
-        let Some(mut over) = over else { return false };
-        let _ = timeout(within, over.changed()).await;
+        let Some((mut over, lease)) = watched else { return false };
+        // It may be between two parts by then, where only its lease holds it.
+        let _ = timeout(within.min(lease), over.changed()).await;
         true
     }
 
@@ -125,6 +139,20 @@ impl<DB: Database> Flights<DB> {
 }
 
 impl<DB: Database> Flight<DB> {
+    fn of(claim: &Claim) -> Self {
+        Self { claim: claim.clone(), granted: None, over: watch::Sender::new(()) }
+    }
+
+    fn is_between(&self) -> bool {
+        self.granted.as_ref().is_some_and(|(_, slot)| slot.is_between())
+    }
+
+    /// Whether this process can answer the claim. An attempt of others that is between two parts may
+    /// have been taken over, or finished, by anybody.
+    fn decides_on(&self, claim: &Claim) -> bool {
+        self.claim.owner == claim.owner || !self.is_between()
+    }
+
     fn against(&self, claim: &Claim) -> Entered<DB> {
         let over = self.over.subscribe();
         let Some((acquired, _)) = &self.granted else {
@@ -168,12 +196,23 @@ impl Seen {
 }
 
 impl<DB: Database> Place<DB> {
-    /// The server has granted the claim: the place is held until the attempt is ended.
-    pub(crate) fn granted(mut self, acquired: Acquired, slot: Arc<Slot<DB>>) {
-        if let Some(flight) = self.flights.lock().get_mut(&self.id) {
+    /// The server has granted the claim: the place is held until the attempt is ended. Whose it was
+    /// before has lost it.
+    pub(crate) fn granted(mut self, claim: &Claim, acquired: Acquired, slot: Arc<Slot<DB>>) {
+        let before = {
+            let mut flights = self.flights.lock();
+            let before = flights.remove(&self.id);
+            let (mut flight, lost) = match before {
+                Some(flight) if flight.claim.owner == self.owner => (flight, None),
+                lost => (Flight::of(claim), lost),
+            };
             flight.granted = Some((acquired, slot));
-        }
+            flights.insert(self.id, flight);
+            lost
+        };
         self.granted = true;
+        // Outside of the lock: it may be the last to know of a transaction, whose end takes time.
+        drop(before);
     }
 }
 
@@ -183,7 +222,14 @@ impl<DB: Database> Drop for Place<DB> {
             return;
         }
         // Dropped outside of the lock: it may hold a transaction, whose end takes time.
-        let over = self.flights.lock().remove(&self.id);
+        let over = {
+            let mut flights = self.flights.lock();
+            // ST4: of two calls of one owner, the one that was given up leaves the other's alone.
+            let is_own = |it: &Flight<DB>| {
+                it.claim.owner == self.owner && it.granted.is_some() == self.ending
+            };
+            if flights.get(&self.id).is_some_and(is_own) { flights.remove(&self.id) } else { None }
+        };
         drop(over);
     }
 }

@@ -6,7 +6,7 @@
 use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
-use retrysafe_core::{Lease, PointFuture, Points, StoreError, StoreErrorKind};
+use retrysafe_core::{Lease, NotLent, PointFuture, Points, StoreError, StoreErrorKind};
 use sqlx::{Database, Transaction};
 use tokio::time::Instant;
 
@@ -36,6 +36,9 @@ pub(crate) trait Parts<DB: Database>: Send + Sync {
         points: Option<Bytes>,
     ) -> Opening<'a, bool>;
 
+    /// Whether what is kept is small enough.
+    fn check_size(&self, points: &Bytes) -> Result<(), StoreError>;
+
     /// What was kept before.
     fn kept<'a>(
         &'a self,
@@ -64,9 +67,6 @@ impl<S: Side> Parts<S::Database> for Core<S> {
         points: Option<Bytes>,
     ) -> Opening<'a, bool> {
         Box::pin(async move {
-            if let Some(points) = &points {
-                self.side.check_size(points)?;
-            }
             let until = Instant::now() + self.settings.timeout;
             failpoint::reached("before the point");
             let kept = self.side.keep(&mut transaction, lease, lease_for, points.as_ref());
@@ -85,6 +85,10 @@ impl<S: Side> Parts<S::Database> for Core<S> {
             failpoint::reached("after the point");
             Ok(true)
         })
+    }
+
+    fn check_size(&self, points: &Bytes) -> Result<(), StoreError> {
+        self.side.check_size(points)
     }
 
     fn kept<'a>(
@@ -106,7 +110,11 @@ impl<DB: Database> Slot<DB> {
             Given::Open(transaction) => Ok(Some(transaction)),
             Given::Between => {
                 let (parts, lease, lease_for) = self.parts()?;
-                parts.reopen(lease, lease_for).await
+                let reopened = parts.reopen(lease, lease_for).await?;
+                if reopened.is_none() {
+                    self.doubt();
+                }
+                Ok(reopened)
             }
             Given::Lent => Err(over("somebody has not let go of the transaction")),
             Given::Over => Err(over("the attempt is over, or its work was undone")),
@@ -115,7 +123,7 @@ impl<DB: Database> Slot<DB> {
 }
 
 impl<DB: Database> Points for Slot<DB> {
-    fn take(&self) -> bool {
+    fn take(&self) -> Result<(), NotLent> {
         self.take_parts()
     }
 
@@ -123,7 +131,9 @@ impl<DB: Database> Points for Slot<DB> {
         Box::pin(async {
             let (parts, lease, _) = self.parts()?;
             let Some(mut transaction) = self.any().await? else { return Ok(None) };
+            let mut undone = LetGo(Some(self));
             let kept = parts.kept(&mut transaction, lease).await;
+            undone.0 = None;
             self.put(transaction);
             kept
         })
@@ -144,17 +154,23 @@ impl<DB: Database> Points for Slot<DB> {
                 let problem = "what is written before a phase is written in a step";
                 return Err(StoreError::new(StoreErrorKind::Misconfigured, problem));
             }
-            if points.is_none() && self.is_between() {
+            let (parts, lease, lease_for) = self.parts()?;
+            if points.is_none() && self.is_held(lease_for) {
                 return Ok(true);
             }
-            let (parts, lease, lease_for) = self.parts()?;
+            // Before anything is taken out, and could be lost.
+            if let Some(points) = &points {
+                parts.check_size(points)?;
+            }
             let Some(transaction) = self.any().await? else { return Ok(false) };
             // From here on it may be committed, whatever is heard of it.
             self.committing();
+            let sent = Instant::now();
             if parts.commit(transaction, lease, lease_for, points).await? {
+                self.held_from(sent);
                 return Ok(true);
             }
-            self.spoil();
+            self.escape();
             let context = "the handler ended its transaction by itself";
             Err(StoreError::new(StoreErrorKind::Escaped, context))
         })
@@ -162,6 +178,17 @@ impl<DB: Database> Points for Slot<DB> {
 
     fn roll_back(&self) {
         self.let_go();
+    }
+}
+
+/// Puts the slot right when a look is dropped, and its transaction with it.
+struct LetGo<'a, DB: Database>(Option<&'a Slot<DB>>);
+
+impl<DB: Database> Drop for LetGo<'_, DB> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0 {
+            slot.let_go();
+        }
     }
 }
 

@@ -11,9 +11,10 @@ use std::{
 };
 
 use retrysafe_core::{
-    Attempt, FromAttempt, Lease, NotLent, Points, StoreError, StoreErrorKind, Unit,
+    Attempt, Claim, FromAttempt, Lease, NotLent, Points, StoreError, StoreErrorKind, Unit,
 };
 use sqlx::{Database, Transaction};
+use tokio::time::Instant;
 
 use super::points::Parts;
 
@@ -89,6 +90,9 @@ pub(crate) struct Slot<DB: Database> {
     loose: AtomicBool,
     /// Whether its parts are named by somebody.
     taken: AtomicBool,
+    /// When what holds the operation between two parts was sent, the last commit or renewal. Nothing if
+    /// a later one was undone with its transaction, or refused.
+    held_since: Mutex<Option<Instant>>,
     parts: OnceLock<Known<DB>>,
 }
 
@@ -97,6 +101,8 @@ struct Known<DB: Database> {
     core: Arc<dyn Parts<DB>>,
     lease: Lease,
     lease_for: Duration,
+    /// Whether a retry can be told from another request.
+    whole: bool,
 }
 
 enum State<DB: Database> {
@@ -106,6 +112,8 @@ enum State<DB: Database> {
     Between,
     /// What was not committed is undone, the claim too.
     Spoiled,
+    /// The handler has ended it by itself: nobody knows what it did.
+    Escaped,
     Over,
 }
 
@@ -116,6 +124,8 @@ pub(crate) enum Taken<DB: Database> {
     Between,
     /// There is none: it was undone.
     Spoiled,
+    /// There is none: the handler has ended it by itself.
+    Escaped,
     /// Somebody kept it. It is rolled back when they let go of it.
     Kept,
 }
@@ -137,13 +147,15 @@ impl<DB: Database> Slot<DB> {
             named: AtomicBool::new(false),
             loose: AtomicBool::new(false),
             taken: AtomicBool::new(false),
+            held_since: Mutex::new(None),
             parts: OnceLock::new(),
         })
     }
 
     /// Lets it have more transactions than the first.
-    pub(crate) fn know(&self, core: Arc<dyn Parts<DB>>, lease: &Lease, lease_for: Duration) {
-        self.parts.get_or_init(|| Known { core, lease: lease.clone(), lease_for });
+    pub(crate) fn know(&self, core: Arc<dyn Parts<DB>>, lease: &Lease, claim: &Claim) {
+        let (lease_for, whole) = (claim.lease, claim.fingerprint.body.is_some());
+        self.parts.get_or_init(|| Known { core, lease: lease.clone(), lease_for, whole });
     }
 
     pub(super) fn parts(&self) -> Result<(&dyn Parts<DB>, &Lease, Duration), StoreError> {
@@ -158,6 +170,7 @@ impl<DB: Database> Slot<DB> {
             State::Here(transaction) => Taken::Whole(transaction),
             State::Between => Taken::Between,
             State::Spoiled => Taken::Spoiled,
+            State::Escaped => Taken::Escaped,
             State::Lent | State::Over => Taken::Kept,
         }
     }
@@ -176,8 +189,33 @@ impl<DB: Database> Slot<DB> {
         matches!(*self.state(), State::Between)
     }
 
-    pub(super) fn take_parts(&self) -> bool {
-        !self.taken.swap(true, Ordering::AcqRel)
+    /// Whether it is between two parts, and a lease that nobody can have taken over yet holds it.
+    pub(super) fn is_held(&self, lease_for: Duration) -> bool {
+        let is_fresh = self.held_since().is_some_and(|since| since.elapsed() < lease_for);
+        is_fresh && self.is_between()
+    }
+
+    /// A commit or a renewal that was sent then has been applied.
+    pub(crate) fn held_from(&self, sent: Instant) {
+        *self.held_since() = Some(sent);
+    }
+
+    /// The server has to be asked.
+    pub(crate) fn doubt(&self) {
+        *self.held_since() = None;
+    }
+
+    pub(super) fn take_parts(&self) -> Result<(), NotLent> {
+        let known = self.parts.get().ok_or(NotLent::Absent)?;
+        // F4: the record of a longer one says nothing of its body, so another request would be given
+        // what was kept for this one.
+        if !known.whole {
+            return Err(NotLent::Unread);
+        }
+        match self.taken.swap(true, Ordering::AcqRel) {
+            true => Err(NotLent::InUse),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn is_loose(&self) -> bool {
@@ -199,9 +237,9 @@ impl<DB: Database> Slot<DB> {
         }
     }
 
-    /// Nothing of it can be committed any more.
-    pub(super) fn spoil(&self) {
-        *self.state() = State::Spoiled;
+    /// The handler has ended its transaction by itself: nothing of it can be committed any more.
+    pub(super) fn escape(&self) {
+        *self.state() = State::Escaped;
     }
 
     /// Takes it out.
@@ -214,7 +252,7 @@ impl<DB: Database> Slot<DB> {
                 Given::Between
             }
             State::Lent => Given::Lent,
-            over @ (State::Spoiled | State::Over) => {
+            over @ (State::Spoiled | State::Escaped | State::Over) => {
                 *state = over;
                 Given::Over
             }
@@ -242,9 +280,11 @@ impl<DB: Database> Slot<DB> {
         self.named.store(false, Ordering::Release);
         let undone = match &*state {
             State::Here(_) | State::Lent => mem::replace(&mut *state, after),
-            State::Between | State::Spoiled | State::Over => return,
+            State::Between | State::Spoiled | State::Escaped | State::Over => return,
         };
         drop(state);
+        // The renewal that it began with is undone, too.
+        self.doubt();
         // This rolls it back.
         drop(undone);
     }
@@ -271,6 +311,10 @@ impl<DB: Database> Slot<DB> {
         drop(state);
         // Too late. This rolls it back.
         drop(transaction);
+    }
+
+    fn held_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.held_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing is left half done under this lock, so a panic elsewhere does not matter.

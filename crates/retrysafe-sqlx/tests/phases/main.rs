@@ -8,20 +8,22 @@ mod process;
 use std::{
     collections::HashSet,
     fs,
-    future::pending,
+    future::{pending, poll_fn},
     io::Write as _,
     path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use retrysafe_axum::{
-    Algorithm, Attempt, Begin, Claim, Code, Completer, Done, Fingerprint, FromAttempt as _, Held,
-    IdempotencyKey, Lease, NotLent, OnInFlight, OnUnknownOutcome, Once, OnceError, OperationId,
-    Owner, PhaseError, Phases, Scope, Store as _, StoreErrorKind, SystemEntropy,
+    Algorithm, Attempt, Begin, BodyPart, Claim, Code, Completer, Done, Fingerprint,
+    FromAttempt as _, Held, IdempotencyKey, Lease, NotLent, OnInFlight, OnUnknownOutcome, Once,
+    OnceError, OperationId, Owner, PhaseError, Phases, Scope, Store as _, StoreErrorKind,
+    SystemEntropy,
 };
 use retrysafe_testkit::servers::{MariadbServer, PostgresServer};
 use tokio::time::timeout;
@@ -86,7 +88,11 @@ fn claim() -> Claim {
     Claim {
         id: OperationId::new("default", &Scope::shared(), &key),
         owner: Owner::new(&SystemEntropy),
-        fingerprint: Fingerprint { algorithm: Algorithm::from_u32(1), head: [1; 32], body: None },
+        fingerprint: Fingerprint {
+            algorithm: Algorithm::from_u32(1),
+            head: [1; 32],
+            body: Some(BodyPart::IGNORED),
+        },
         lease: LEASE,
         retention: PATIENCE,
         take_over: true,
@@ -150,6 +156,13 @@ macro_rules! engine {
                     let pool = $pool::new().max_connections(4).connect(url).await.unwrap();
                     let store = $store::builder(pool).migrate().timeout(PATIENCE).wait(PATIENCE);
                     Self { url: url.to_owned(), store: store.open().await.unwrap() }
+                }
+
+                /// The same, with a store that keeps no more than so many bytes.
+                async fn with_payloads_of(self, most: usize) -> Self {
+                    let pool = $pool::new().max_connections(4).connect(&self.url).await.unwrap();
+                    let store = $store::builder(pool).timeout(PATIENCE).wait(PATIENCE);
+                    Self { store: store.max_payload(most).open().await.unwrap(), ..self }
                 }
 
                 async fn run(&self, sql: &'static str) {
@@ -354,15 +367,17 @@ macro_rules! engine {
                 });
                 let charged = charged.await;
                 assert!(matches!(charged, Err(PhaseError::Lost)), "{charged:?}");
+                // Nor does it do anything else.
+                let more = phases.step("more", |transaction| credit(transaction, 2)).await;
+                assert!(matches!(more, Err(PhaseError::Lost)), "{more:?}");
+                let refunded = phases.phase("refund", |key| processor.clone().charge(key)).await;
+                assert!(matches!(refunded, Err(PhaseError::Lost)), "{refunded:?}");
+                assert!(matches!(phases.transaction().await, Err(PhaseError::Lost)));
+
                 let (lease, attempt, mut phases) = taken.unwrap();
                 assert_eq!((attempt.number(), attempt.fence(), attempt.previous_vanished()), (2, 2, true));
                 let charged = phases.phase("charge", |key| processor.clone().charge(key)).await;
                 assert_eq!(charged.unwrap(), 2);
-
-                let mut phases = InPhases::from_attempt(&bank.unit_of(&late, &first)).unwrap();
-                let more = phases.step("more", |transaction| credit(transaction, 2)).await;
-                assert!(matches!(more, Err(PhaseError::Lost)), "{more:?}");
-                assert!(matches!(phases.transaction().await, Err(PhaseError::Lost)));
                 let done = bank.store.complete(&late, &first.fingerprint, "late".into(), PATIENCE);
                 assert!(matches!(done.await, Ok(Held::Lost(_))));
 
@@ -373,16 +388,229 @@ macro_rules! engine {
                 assert_eq!(bank.balances().await, [0, 1, 1]);
             }
 
-            impl Bank {
-                fn unit_of(&self, lease: &Lease, claim: &Claim) -> Attempt {
-                    let key = IdempotencyKey::new("one").unwrap();
-                    let acquired = retrysafe_axum::Acquired {
-                        attempt: 1,
-                        fence: 1,
-                        previous_vanished: false,
+            /// The renewal that a transaction begins with is undone with it.
+            #[tokio::test]
+            async fn e5_an_attempt_that_was_taken_over_in_a_step_that_failed_calls_nobody() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let other = Bank::at(&bank.url).await;
+                let (_, attempt) = bank.begin(&claim()).await;
+                let mut phases = InPhases::from_attempt(&attempt).unwrap();
+                phases.step("reserve", |transaction| credit(transaction, 2)).await.unwrap();
+                let failed = phases.step("book", |transaction| async move {
+                    credit(transaction, 1).await.unwrap();
+                    tokio::time::sleep(LEASE * 2).await;
+                    Err::<(), _>("no more")
+                });
+                assert!(matches!(failed.await, Err(PhaseError::Failed("no more"))));
+                let (_, attempt) = other.begin(&claim()).await;
+                let mut theirs = InPhases::from_attempt(&attempt).unwrap();
+                theirs.step("reserve", |transaction| credit(transaction, 2)).await.unwrap();
+                let refunded = phases.phase("refund", |key| processor.clone().charge(key)).await;
+                assert!(matches!(refunded, Err(PhaseError::Lost)), "{refunded:?}");
+                assert!(processor.calls().is_empty(), "{:?}", processor.calls());
+            }
+
+            #[tokio::test]
+            async fn a_phase_that_never_answers_does_not_wedge_its_key() {
+                for elsewhere in [false, true] {
+                    let bank = Bank::new().await;
+                    let keys = Arc::new(Mutex::new(Vec::new()));
+                    let once_of = |bank: &Bank| {
+                        let once = Once::builder(bank.store.clone()).lease(LEASE);
+                        let once = once.settings(|settings| {
+                            settings.max_execution = LEASE;
+                            settings.store_deadline = PATIENCE;
+                        });
+                        once.build().unwrap()
                     };
-                    let attempt = Attempt::new(claim.id, key, Scope::shared(), acquired);
-                    attempt.with_unit(self.store.unit(lease))
+                    let run = |once: &Once<$store>| {
+                        let (once, keys) = (once.clone(), keys.clone());
+                        async move {
+                            let run = once.run("pay", &Scope::shared(), "one", &(), |context| async move {
+                                let mut phases: InPhases = context.lent().unwrap();
+                                let charged = phases.phase("charge", |key| async move {
+                                    let is_first = {
+                                        let mut keys = keys.lock().unwrap();
+                                        keys.push(key);
+                                        keys.len() == 1
+                                    };
+                                    if is_first {
+                                        pending::<()>().await;
+                                    }
+                                    Ok::<_, Failed>(())
+                                });
+                                charged.await?;
+                                credit(phases.transaction().await?, 1).await
+                            });
+                            run.await
+                        }
+                    };
+                    let once = once_of(&bank);
+                    let hangs = tokio::spawn(run(&once));
+                    let other = Bank::at(&bank.url).await;
+                    let next = if elsewhere { once_of(&other) } else { once.clone() };
+                    let retried = async {
+                        while keys.lock().unwrap().is_empty() {
+                            tokio::task::yield_now().await;
+                        }
+                        loop {
+                            match answered(run(&next).await) {
+                                Some(replayed) => break replayed,
+                                None => tokio::time::sleep(LEASE / 10).await,
+                            }
+                        }
+                    };
+                    let replayed = timeout(PATIENCE, retried).await.expect("it is taken over");
+                    assert!(!replayed);
+                    // Where it hangs they get the answer, too.
+                    assert!(run(&once).await.unwrap().replayed);
+                    assert_eq!(bank.balances().await, [1, 0, 0]);
+                    let keys = keys.lock().unwrap().clone();
+                    assert!(keys.len() == 2 && keys[0] == keys[1], "{keys:?}");
+                    hangs.abort();
+                }
+            }
+
+            #[tokio::test]
+            async fn an_attempt_that_goes_on_is_counted_whatever_it_comes_to() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let fails = Arc::new(AtomicU32::new(3));
+                let run = {
+                    let (once, processor) = (once.clone(), processor.clone());
+                    move |key: String| {
+                        let (once, processor, fails) = (once.clone(), processor.clone(), fails.clone());
+                        async move {
+                            let run = once.run("pay", &Scope::shared(), &*key, &5, |context| async move {
+                                let mut phases: InPhases = context.phases().unwrap();
+                                phases.phase("charge", |key| processor.charge(key)).await?;
+                                let left = fails.load(Ordering::SeqCst);
+                                if left > 0 {
+                                    fails.store(left - 1, Ordering::SeqCst);
+                                    return Err(Failed);
+                                }
+                                credit(phases.transaction().await?, 1).await
+                            });
+                            run.completable().await
+                        }
+                    }
+                };
+                assert!(run("one".to_owned()).await.is_err());
+                let again = run.clone();
+                let completer = Completer::new(&once).on("pay", move |call| {
+                    let run = again(call.key().to_owned());
+                    async { run.await.ok() }
+                });
+                let mut completer = completer.every(Duration::from_millis(1)).attempts(3);
+                let tried = async {
+                    let mut failed = 0;
+                    while failed < 2 {
+                        failed += completer.look().await.unwrap().failed;
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                timeout(PATIENCE, tried).await.expect("it is tried again");
+                // Three attempts: the caller's, two of this. From here on it is an operator's.
+                for _ in 0..3 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let completed = completer.look().await.unwrap();
+                    assert_eq!((completed.found, completed.finished, completed.failed), (1, 0, 0));
+                }
+                assert_eq!(run("one".to_owned()).await.unwrap().attempt, Some(4));
+                assert_eq!(processor.calls().len(), 1);
+                assert_eq!(bank.balances().await, [1, 0, 0]);
+            }
+
+            #[tokio::test]
+            async fn f4_phases_are_for_requests_that_are_read_before_the_claim() {
+                let bank = Bank::new().await;
+                let mut claim = claim();
+                claim.fingerprint.body = None;
+                let (_, attempt) = bank.begin(&claim).await;
+                assert_eq!(InPhases::from_attempt(&attempt).unwrap_err(), NotLent::Unread);
+                assert!($transaction::from_attempt(&attempt).is_ok());
+            }
+
+            #[tokio::test]
+            async fn a_part_that_is_dropped_while_it_looks_back_leaves_no_doubt() {
+                let (bank, processor) = (Bank::new().await, Processor::default());
+                let once = bank.once();
+                let runs = Arc::new(AtomicU32::new(0));
+                let run = |key: u32| {
+                    let (runs, processor) = (runs.clone(), processor.clone());
+                    let run = once.run("pay", &Scope::shared(), &*key.to_string(), &(), |context| async move {
+                        let mut phases: InPhases = context.lent().unwrap();
+                        let mut charge = Box::pin(phases.phase("charge", |key| processor.charge(key)));
+                        match runs.fetch_add(1, Ordering::SeqCst) {
+                            0 => charge.await.map(drop)?,
+                            1 => {
+                                // It asks, and nobody listens to the answer.
+                                let asks = poll_fn(|cx| Poll::Ready(charge.as_mut().poll(cx).is_pending()));
+                                if asks.await {
+                                    return Ok(());
+                                }
+                            }
+                            _ => {
+                                charge.await?;
+                                return credit(phases.transaction().await?, 1).await;
+                            }
+                        }
+                        Err(Failed)
+                    });
+                    async { run.await }
+                };
+                for key in 0..100 {
+                    runs.store(0, Ordering::SeqCst);
+                    assert!(matches!(run(key).await, Err(OnceError::Failed { .. })));
+                    match run(key).await {
+                        // What it says to have done it has not.
+                        Err(OnceError::Problem(it)) if it.code == Code::StoreUnavailable => {
+                            assert!(!run(key).await.unwrap().replayed);
+                            assert_eq!(bank.balances().await, [1, 0, 0]);
+                            let calls = processor.calls();
+                            assert_eq!(calls.iter().collect::<HashSet<_>>().len(), calls.len());
+                            return;
+                        }
+                        // The server was faster, and it was further by then: the next may be in time.
+                        Ok(_) | Err(OnceError::Failed { .. }) => {}
+                        Err(error) => assert_eq!(error.code(), Some(Code::InProgress), "{error:?}"),
+                    }
+                }
+                panic!("none was dropped in time");
+            }
+
+            #[tokio::test]
+            async fn a_result_that_is_too_large_leaves_nothing_of_its_step() {
+                for kept in [false, true] {
+                    let bank = Bank::new().await.with_payloads_of(1000).await;
+                    let once = bank.once();
+                    let run = |length: usize, answer: Result<(), String>| {
+                        once.run("pay", &Scope::shared(), "one", &(), move |context| async move {
+                            let mut phases: InPhases = context.lent().unwrap();
+                            let step = phases.step("reserve", |transaction| async move {
+                                credit(transaction, 2).await?;
+                                Ok::<_, Failed>("x".repeat(length))
+                            });
+                            match step.await {
+                                Ok(_) => {}
+                                Err(PhaseError::Store(error)) => {
+                                    assert_eq!(error.kind(), StoreErrorKind::TooLarge);
+                                }
+                                Err(error) => panic!("{error:?}"),
+                            }
+                            answer
+                        })
+                        .keep_if(move |_| kept)
+                    };
+                    let claimed = run(2000, Ok(())).await.unwrap_err();
+                    assert_eq!(claimed.code(), Some(Code::StoreUnavailable));
+                    let refused = run(2000, Err("no".to_owned())).await.unwrap_err();
+                    assert!(matches!(refused, OnceError::Failed { replayed: false, .. }), "{refused:?}");
+                    assert_eq!(bank.balances().await, [0, 0, 0]);
+                    // A refusal that is kept is the answer; else nothing has happened.
+                    let retry = run(1, Ok(())).await;
+                    assert_eq!(retry.is_err(), kept, "{retry:?}");
+                    assert_eq!(bank.balances().await, [0, i32::from(!kept), 0]);
                 }
             }
 
@@ -510,6 +738,43 @@ macro_rules! engine {
                     Ok::<_, Failed>(())
                 });
                 assert_eq!(run.await.unwrap_err().code(), Some(Code::OutcomeUnknown));
+            }
+
+            /// Its first transaction has gone, the claim with it, and what it does then commits at once.
+            #[tokio::test]
+            async fn a_first_step_that_goes_on_after_its_transaction_is_in_doubt() {
+                for (fails, kept) in [(false, false), (true, false), (true, true)] {
+                    let bank = Bank::new().await;
+                    let once = bank.once();
+                    let run = once
+                        .run("pay", &Scope::shared(), "one", &(), move |context| async move {
+                            let mut phases: InPhases = context.lent().unwrap();
+                            let ended = phases.step("reserve", |mut transaction| async move {
+                                sqlx::raw_sql("ROLLBACK").execute(&mut *transaction).await?;
+                                credit(transaction, 2).await
+                            });
+                            match ended.await {
+                                Err(PhaseError::Store(error)) => {
+                                    assert_eq!(error.kind(), StoreErrorKind::Escaped);
+                                }
+                                other => panic!("{other:?}"),
+                            }
+                            if fails { Err("no".to_owned()) } else { Ok(()) }
+                        })
+                        .keep_if(move |_| kept);
+                    let escaped = run.await.unwrap_err();
+                    assert_eq!(escaped.code(), Some(Code::HandlerFailed), "{escaped:?}");
+                    let refuse = Once::sharing(once.engine())
+                        .on_unknown_outcome(OnUnknownOutcome::Refuse)
+                        .build()
+                        .unwrap();
+                    let run = refuse.run("pay", &Scope::shared(), "one", &(), |_| async {
+                        Ok::<_, String>(())
+                    });
+                    let refused = run.await.unwrap_err();
+                    assert_eq!(refused.code(), Some(Code::OutcomeUnknown), "{refused:?}");
+                    assert_eq!(bank.balances().await, [0, 1, 0]);
+                }
             }
 
             /// What a process does that is going to be killed: reserves, charges, credits.
