@@ -6,12 +6,12 @@ use std::sync::{
 };
 
 use axum::http::{HeaderMap, StatusCode};
-use retrysafe_axum::Transaction;
-use retrysafe_sqlx::{Isolation, is_conflict};
+use retrysafe_axum::{Phases, Transaction};
+use retrysafe_sqlx::{Isolation, MySqlTransaction, is_conflict};
 use sqlx::{Executor as _, MySqlConnection, mysql::MySqlPoolOptions};
-use tokio::sync::Barrier;
+use tokio::{sync::Barrier, time::timeout};
 
-use crate::{App, Bank, Tx, add};
+use crate::{App, Bank, PATIENCE, Tx, add};
 
 /// How two transactions come to be in each other's way.
 #[derive(Clone, Copy)]
@@ -86,6 +86,41 @@ async fn undoes_one_and_its_retry_runs(bank: &Bank, conflict: Conflict) {
 #[tokio::test]
 async fn a_deadlock_undoes_one_and_its_retry_runs() {
     undoes_one_and_its_retry_runs(&Bank::new().await, Conflict::Deadlock).await;
+}
+
+/// The server has ended the transaction, with its claim, and what is sent then is committed at once.
+#[tokio::test]
+async fn a_first_step_that_goes_on_after_a_deadlock_is_in_doubt() {
+    let (bank, pair) = (Bank::new().await, Arc::new(Barrier::new(2)));
+    let handler = move |Transaction(mut phases): Transaction<Phases<MySqlTransaction>>,
+                        headers: HeaderMap| {
+        let pair = pair.clone();
+        async move {
+            let (own, others) = if headers["idempotency-key"] == "one" { (1, 2) } else { (2, 1) };
+            let reserved = phases.step("reserve", |mut transaction| async move {
+                add(&mut transaction, own).await?;
+                pair.wait().await;
+                match add(&mut transaction, others).await {
+                    Err(error) if is_conflict(&error) => add(&mut transaction, 3).await,
+                    added => added,
+                }
+            });
+            match reserved.await {
+                Ok(()) => StatusCode::CREATED,
+                Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+            }
+        }
+    };
+    let app = bank.app(handler);
+    let (one, two) = tokio::join!(app.post("one"), app.post("two"));
+    let mut statuses = [one.status.as_u16(), two.status.as_u16()];
+    statuses.sort();
+    assert_eq!(statuses, [201, 500]);
+    let undone = if one.status == StatusCode::CREATED { "two" } else { "one" };
+    let retry = timeout(PATIENCE, app.post(undone)).await.expect("it does not run");
+    assert_eq!((retry.status.as_u16(), &*retry.code()), (409, "outcome_unknown"));
+    let balances = bank.number("SELECT CAST(SUM(balance) AS SIGNED) FROM account").await;
+    assert_eq!(balances, 3, "two of the one that was kept, and what was sent after the deadlock");
 }
 
 /// A serialization failure is a deadlock here: what is read is locked.
