@@ -210,13 +210,14 @@ impl<T: FromAttempt> Phases<T> {
         &self.attempt
     }
 
-    /// What an earlier attempt has kept under this name.
+    /// What an earlier attempt has kept under this name. A part that failed may be tried again, one
+    /// that was done has had its name.
     async fn find<R: DeserializeOwned, E>(
         &mut self,
         name: &str,
     ) -> Result<Option<R>, PhaseError<E>> {
         self.check_doubt()?;
-        if !self.named.insert(name.to_owned()) {
+        if self.named.contains(name) {
             return Err(PhaseError::Repeated);
         }
         if self.kept.is_none() {
@@ -237,8 +238,11 @@ impl<T: FromAttempt> Phases<T> {
                 self.commit(None).await?;
             }
         }
-        let kept = self.kept.as_ref().and_then(|kept| kept.get(name));
-        kept.map(|kept| serde_json::from_str(kept).map_err(PhaseError::Unreadable)).transpose()
+        let Some(kept) = self.kept.as_ref().and_then(|kept| kept.get(name)) else {
+            return Ok(None);
+        };
+        self.named.insert(name.to_owned());
+        serde_json::from_str(kept).map(Some).map_err(PhaseError::Unreadable)
     }
 
     /// Dropped or failed, it may be done or not: nothing else is kept after it.
@@ -268,6 +272,7 @@ impl<T: FromAttempt> Phases<T> {
         let points = encode(Some(&kept)).map_err(PhaseError::Unreadable)?;
         self.commit(Some(points)).await?;
         half_done.0 = None;
+        self.named.insert(name.to_owned());
         (self.kept, self.marked) = (Some(kept), true);
         Ok(given)
     }

@@ -321,6 +321,32 @@ async fn two_parts_of_one_name_are_a_mistake() {
 }
 
 #[tokio::test]
+async fn a_part_that_failed_may_be_tried_again_at_once() {
+    let bank = Bank::new();
+    let processor = Processor::default();
+    let charging = processor.clone();
+    let app = bank.app(move |Transaction(mut phases): InPhases| async move {
+        let failed = phases.step("reserve", |tx| async move {
+            reserve(&tx).await?;
+            Err::<(), _>(StatusCode::CONFLICT)
+        });
+        assert!(matches!(failed.await, Err(PhaseError::Failed(StatusCode::CONFLICT))));
+        phases.step("reserve", |tx| async move { reserve(&tx).await }).await.unwrap();
+        let failed = phases.phase("charge", |key| async {
+            charging.clone().charge(key).await?;
+            Err::<usize, _>(StatusCode::BAD_GATEWAY)
+        });
+        assert!(matches!(failed.await, Err(PhaseError::Failed(StatusCode::BAD_GATEWAY))));
+        phases.phase("charge", |key| charging.charge(key)).await.unwrap();
+        StatusCode::CREATED
+    });
+    assert_eq!(app.post("one").await.status, StatusCode::CREATED);
+    assert_eq!((reserved(&bank), bank.finished()), (1, 1));
+    let calls = processor.calls();
+    assert!(calls.len() == 2 && calls[0] == calls[1], "{calls:?}");
+}
+
+#[tokio::test]
 async fn what_is_written_outside_of_a_step_before_a_phase_is_a_mistake() {
     let bank = Bank::new();
     let app = bank.app(
