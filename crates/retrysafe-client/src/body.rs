@@ -97,27 +97,37 @@ impl<B> ReadBody<B> {
         Self { kind: Kind::Whole { body: Full::new(bytes) } }
     }
 
-    pub(crate) fn rest(body: EndingBody<B>) -> Self {
-        Self { kind: Kind::Rest { body } }
-    }
-
     pub(crate) fn untouched(body: B) -> Self {
         Self { kind: Kind::Untouched { body } }
     }
 
-    /// The body that nothing has been read of.
-    pub(crate) fn into_untouched(self) -> Option<B> {
-        match self.kind {
+    /// The body that was given, if nothing was done with it.
+    pub(crate) fn given(&mut self) -> Option<&mut B> {
+        match &mut self.kind {
             Kind::Untouched { body } => Some(body),
             Kind::Whole { .. } | Kind::Rest { .. } => None,
+        }
+    }
+
+    /// The body that was given, as it was before so much was read of it.
+    pub(crate) fn unread(self, read: Bytes) -> Self {
+        match self.kind {
+            Kind::Untouched { body } if !read.is_empty() => {
+                Self { kind: Kind::Rest { body: EndingBody::after(read, body) } }
+            }
+            kind => Self { kind },
         }
     }
 
     /// Has somebody told when it has ended as it should.
     pub(crate) fn telling(self, tell: OnEnd) -> Self {
         match self.kind {
-            Kind::Untouched { body } => Self::rest(EndingBody::telling(body, tell)),
-            Kind::Rest { body } => Self::rest(EndingBody { tell: Some(tell), ..body }),
+            Kind::Untouched { body } => {
+                Self { kind: Kind::Rest { body: EndingBody::telling(body, tell) } }
+            }
+            Kind::Rest { body } => {
+                Self { kind: Kind::Rest { body: EndingBody { tell: Some(tell), ..body } } }
+            }
             Kind::Whole { body } => {
                 tell();
                 Self { kind: Kind::Whole { body } }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,20 +11,20 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use retrysafe_core::{
     Clock, Entropy, IdempotencyKey, OperationId, Scope, Trace,
-    client::{AttemptEnd, Call, Moment, Next, Safety, Unknown},
+    client::{AttemptEnd, Call, Next, Safety, Unknown},
 };
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument as _, field::Empty};
 
 use crate::{
-    Error, OutcomeUnknown, Settings,
+    BoxError, Error, OutcomeUnknown, Settings,
     budgets::Budgets,
     journal::{Before, Journal, Settled},
     journaling::{Journaling, Noted},
     observe::{self, CallOutcome},
     secrets::is_secret,
     shared::{Place, SharedAnswers},
-    transport::{Answered, Attempted, Read, Reading, Transport},
+    transport::{Answered, Last, Read, Reading, Transport, Whole},
 };
 
 /// What all calls of a client share.
@@ -53,10 +54,6 @@ impl Calls {
             clock,
             entropy,
         }
-    }
-
-    fn now(&self) -> Moment {
-        Moment::of(&*self.clock)
     }
 
     /// What makes it safe to send a request of this method again.
@@ -188,7 +185,7 @@ impl Calls {
     /// A request that was sent is not taken back. What is in the journal stays unknown, and is resumed.
     pub(crate) async fn make<T: Transport>(
         &self,
-        mut logical: Logical<'_>,
+        logical: &mut Logical<'_>,
         transport: &mut T,
     ) -> Result<Answered<T::Response>, Failure<T::Error>> {
         // What is written into it is made only if somebody looks.
@@ -200,60 +197,83 @@ impl Calls {
             outcome = Empty,
             attempts = Empty,
         );
-        let nobody_looks = span.is_disabled();
-        let made = self.make_or_share(&mut logical, transport);
-        // An instrumented future is larger.
-        if nobody_looks { made.await } else { made.instrument(span).await }
+        let mut last = Last::NOTHING;
+        // Two calls, so that neither future is built in one place and moved to another.
+        let made = match span.is_disabled() {
+            true => self.make_or_share(logical, transport, &mut last).await,
+            false => self.make_or_share(logical, transport, &mut last).instrument(span).await,
+        };
+        match made? {
+            Made::Shared(answer) => Ok(Answered::Shared(answer)),
+            Made::Sent { .. } => match last {
+                Last { answer: Some(read), .. } => Ok(read.into()),
+                Last { error: Some(error), .. } => Err(Failure::Inner(error)),
+                Last { .. } => Err(Error::timed_out().into()),
+            },
+        }
     }
 
     async fn make_or_share<T: Transport>(
         &self,
         logical: &mut Logical<'_>,
         transport: &mut T,
-    ) -> Result<Answered<T::Response>, Failure<T::Error>> {
-        let (Some(shared), Some(key)) = (&self.shared, &logical.key) else {
-            return self.make_alone(logical, transport).await.map(|made| made.read.into());
-        };
-        // C7: concurrent calls with one key share one request.
+        last: &mut Last<T::Response, T::Error>,
+    ) -> Result<Made, Error> {
+        match (&self.shared, &logical.key) {
+            (Some(shared), Some(key)) => {
+                let sharing = logical.sharing_of(key);
+                // It is large, and most calls share nothing.
+                Box::pin(self.share(shared, sharing, logical, transport, last)).await
+            }
+            _ => self.make_alone(logical, transport, last).await,
+        }
+    }
+
+    /// C7: concurrent calls with one key share one request.
+    async fn share<T: Transport>(
+        &self,
+        shared: &SharedAnswers,
+        sharing: OperationId,
+        logical: &mut Logical<'_>,
+        transport: &mut T,
+        last: &mut Last<T::Response, T::Error>,
+    ) -> Result<Made, Error> {
         // C3: there is a deadline always, and waiting is a part of the call.
-        let (within, began) =
-            (logical.deadline.unwrap_or(self.settings.retries.deadline), self.now());
-        let mut place = match timeout(within, shared.enter(logical.sharing_of(key))).await {
+        let within = logical.deadline.unwrap_or(self.settings.retries.deadline);
+        let (began, began_wall) = (self.clock.monotonic(), self.clock.wall());
+        let mut place = match timeout(within, shared.enter(sharing)).await {
             Ok(Place::First(place)) => place,
             Ok(Place::Answered(answer)) => {
                 observe::call_ended(CallOutcome::Shared, 0);
-                return Ok(Answered::Shared(answer));
+                return Ok(Made::Shared(answer));
             }
             Ok(Place::NotShared) => {
                 observe::call_ended(CallOutcome::Refused, 0);
-                return Err(Error::not_shared().into());
+                return Err(Error::not_shared());
             }
-            Ok(Place::Unknown(why)) => return Err(unknown(logical, why, 0, None, None)),
-            Err(_) => return Err(unknown(logical, Unknown::Deadline, 0, None, None)),
+            Ok(Place::Unknown(why)) => return Err(unknown(logical, why, 0, None, last)),
+            Err(_) => return Err(unknown(logical, Unknown::Deadline, 0, None, last)),
         };
-        let now = self.now();
-        logical.deadline =
-            Some(within.saturating_sub(now.monotonic.saturating_sub(began.monotonic)));
+        let waited = self.clock.monotonic().saturating_sub(began);
+        logical.deadline = Some(within.saturating_sub(waited));
         if place.after_unknown() {
-            logical.resumed.get_or_insert(began.wall);
+            logical.resumed.get_or_insert(began_wall);
         }
         place.may_be_sent();
-        let made = self.make_alone(logical, transport).await;
-        match &made {
-            Ok(made) if made.not_done => place.free(),
-            Ok(Made { read: Read { response, whole }, .. }) => {
+        let made = self.make_alone(logical, transport, last).await;
+        match (&made, &last.answer) {
+            (Ok(Made::Sent { not_done: false }), Some(Read { response, whole })) => {
                 match whole.clone().and_then(|body| T::share(response, body)) {
                     Some(answer) => place.answered(answer),
                     None => place.streamed(),
                 }
             }
-            Err(Failure::Ours(error)) => match OutcomeUnknown::of(error) {
-                Some(unknown) => place.unknown(unknown.why()),
-                None => place.free(),
-            },
-            Err(Failure::Inner(_)) => place.free(),
+            (Err(error), _) if let Some(unknown) = OutcomeUnknown::of(error) => {
+                place.unknown(unknown.why());
+            }
+            _ => place.free(),
         }
-        made.map(|made| made.read.into())
+        made
     }
 
     /// The loop.
@@ -261,12 +281,14 @@ impl Calls {
         &self,
         logical: &Logical<'_>,
         transport: &mut T,
-    ) -> Result<Made<T::Response>, Failure<T::Error>> {
-        let mut now = self.now();
-        let mut call = self.start(logical, now);
+        last: &mut Last<T::Response, T::Error>,
+    ) -> Result<Made, Error> {
+        let clock = &*self.clock;
+        let mut call = self.start(logical);
         let (mut noted, mut before) = (None, None);
         if let (Some(journaling), Some(key)) = (&self.journaling, &logical.key) {
-            let begun = journaling.begin(logical, key, now.wall).await;
+            // Boxed, as calls without a journal are to be small.
+            let begun = Box::pin(journaling.begin(logical, key, clock.wall())).await;
             let (entered, begun) = begun.inspect_err(|_| {
                 observe::call_ended(CallOutcome::Refused, 0);
             })?;
@@ -276,61 +298,53 @@ impl Calls {
             }
             before = begun.before;
             noted = Some(entered);
-            now = self.now();
         }
-        if let Err(why) = call.may_begin(now) {
+        if let Err(why) = call.may_begin(clock) {
             // What was answered once is not made unknown by a request that is not sent.
             if let (Some(noted), Some(Before::Answered(status))) = (noted, before) {
-                noted.settle(Settled::Answered { status, at: now.wall });
+                noted.settle(Settled::Answered { status, at: clock.wall() });
             }
-            return Err(unknown(logical, why, 0, None, None));
+            return Err(unknown(logical, why, 0, None, last));
         }
 
         let budget = self.budgets.of(logical.authority);
         loop {
-            let Attempted { end, result } = self.attempt(logical, &call, now, transport).await;
-            now = self.now();
-            let next = call.judge(&end, &budget, now, &*self.entropy);
+            let end = self.attempt(logical, &call, transport, last).await;
+            let next = call.judge(&end, &budget, clock, &*self.entropy);
             if call.budget_refused() {
                 observe::budget_refused();
             }
             match next {
                 Next::Again { after, retry } => {
                     // Its connection is of use to others meanwhile.
-                    drop(result);
+                    *last = Last::NOTHING;
                     observe::retrying(retry);
                     sleep(after).await;
-                    now = self.now();
                 }
                 Next::Unknown(why) => {
-                    return Err(unknown(logical, why, call.attempts(), Some(end), result.err()));
+                    return Err(unknown(logical, why, call.attempts(), Some(end), last));
                 }
                 Next::Answer | Next::Failed => {
-                    let result = settle::<T>(&call, &end, result, noted, now);
+                    settle::<T>(&call, &end, last, noted, clock);
                     let answered = matches!(end, AttemptEnd::Answered(_));
                     let outcome =
                         if answered { CallOutcome::Answered } else { CallOutcome::Failed };
                     observe::call_ended(outcome, call.attempts());
-                    let not_done = call.surely_not_done();
-                    return match result {
-                        Ok(read) => Ok(Made { read, not_done }),
-                        Err(Late::Failed(error)) => Err(Failure::Inner(error)),
-                        Err(Late::TimedOut) => Err(Error::timed_out().into()),
-                    };
+                    return Ok(Made::Sent { not_done: call.surely_not_done() });
                 }
             }
         }
     }
 
-    fn start(&self, logical: &Logical<'_>, now: Moment) -> Call<'_> {
+    fn start(&self, logical: &Logical<'_>) -> Call<'_> {
         let Settings { retries, dialect, .. } = &self.settings;
         let safety = self.safety(logical.method, logical.key.is_some());
-        let mut call = Call::start(retries, dialect, safety, now);
+        let mut call = Call::start(retries, dialect, safety, &*self.clock);
         if logical.body.is_none() {
             call = call.unrepeatable();
         }
         if let Some(deadline) = logical.deadline {
-            call = call.within(deadline, now);
+            call = call.within(deadline, &*self.clock);
         }
         if let Some(first_sent) = logical.resumed {
             call = call.resumed(first_sent);
@@ -343,103 +357,99 @@ impl Calls {
         &self,
         logical: &Logical<'_>,
         call: &Call<'_>,
-        now: Moment,
         transport: &mut T,
-    ) -> Attempted<T::Response, Late<T::Error>> {
+        last: &mut Last<T::Response, T::Error>,
+    ) -> AttemptEnd {
         let Settings { dialect, max_whole_answer, .. } = &self.settings;
         let most = if logical.key.is_some() { *max_whole_answer } else { 0 };
-        let attempt = transport.attempt(Reading { dialect, clock: &*self.clock, most });
-        let within = call.attempt_timeout(now);
+        let reading = Reading { dialect, clock: &*self.clock, most };
+        let within = call.attempt_timeout(&*self.clock);
         let span = tracing::info_span!("attempt", number = call.attempts() + 1, end = Empty);
-        let ended = match span.is_disabled() {
-            true => timeout(within, attempt).await,
-            false => timeout(within, attempt).instrument(span.clone()).await,
-        };
-        let attempted = match ended {
-            Ok(Attempted { end, result }) => {
-                Attempted { end, result: result.map_err(Late::Failed) }
+        let ended = {
+            let attempt = pin!(transport.attempt(reading, last));
+            let attempt = timeout(within, attempt);
+            match span.is_disabled() {
+                true => attempt.await,
+                false => attempt.instrument(span.clone()).await,
             }
-            // Whatever was sent until then may have been received.
-            Err(_) => Attempted { end: AttemptEnd::Broken, result: Err(Late::TimedOut) },
         };
-        span.in_scope(|| observe::attempt_ended(&attempted.end));
-        attempted
+        let end = match ended {
+            Ok(end) => end,
+            // Whatever was sent until then may have been received.
+            Err(_) => {
+                *last = Last::NOTHING;
+                AttemptEnd::Broken
+            }
+        };
+        observe::attempt_ended(&span, &end);
+        end
     }
 }
 
-/// An answer.
-struct Made<R> {
-    read: Read<R>,
-    /// It says that nothing was done.
-    not_done: bool,
-}
-
-/// Why an attempt has no answer.
-enum Late<E> {
-    Failed(E),
-    TimedOut,
+/// What became of a call that is not unknown.
+enum Made {
+    /// What the last attempt gave is its end.
+    Sent {
+        /// And that says that nothing was done.
+        not_done: bool,
+    },
+    /// It got the answer of another call.
+    Shared(Arc<Whole>),
 }
 
 /// Tells the journal what became of a call, and its caller what it took.
 fn settle<T: Transport>(
     call: &Call<'_>,
     end: &AttemptEnd,
-    result: Result<Read<T::Response>, Late<T::Error>>,
+    last: &mut Last<T::Response, T::Error>,
     noted: Option<Noted<'_>>,
-    now: Moment,
-) -> Result<Read<T::Response>, Late<T::Error>> {
-    let settled = match end {
-        AttemptEnd::Answered(answer) if !call.surely_not_done() => {
-            Settled::Answered { status: answer.status, at: now.wall }
-        }
-        _ => Settled::NotDone,
-    };
+    clock: &dyn Clock,
+) {
     if matches!(end, AttemptEnd::Answered(answer) if answer.replayed) {
         observe::replay_seen();
     }
-    let mut read = match result {
-        Ok(read) => read,
-        Err(error) => {
-            if let Some(noted) = noted {
-                noted.settle(settled);
+    if let Some(noted) = noted {
+        let settled = match end {
+            AttemptEnd::Answered(answer) if !call.surely_not_done() => {
+                Settled::Answered { status: answer.status, at: clock.wall() }
             }
-            return Err(error);
+            _ => Settled::NotDone,
+        };
+        match &last.answer {
+            // A stream is an answer when it has come to its end; a refusal is one at once.
+            Some(Read { whole: None, .. }) if settled != Settled::NotDone => {
+                let tell = Box::new(noted.settle_later(settled));
+                last.change(|response| T::at_end(response, tell));
+            }
+            _ => noted.settle(settled),
         }
-    };
-    match noted {
-        // A stream is an answer when it has come to its end; a refusal is one at once.
-        Some(noted) if read.whole.is_none() && settled != Settled::NotDone => {
-            read.response = T::at_end(read.response, Box::new(noted.settle_later(settled)));
-        }
-        Some(noted) => noted.settle(settled),
-        None => {}
     }
-    if call.attempts() > 1 {
+    if call.attempts() > 1
+        && let Some(Read { response, .. }) = &mut last.answer
+    {
         let report = CallReport { attempts: call.attempts() };
-        T::extensions(&mut read.response).insert(report);
+        T::extensions(response).insert(report);
     }
-    Ok(read)
 }
 
 /// The end of a call of which nobody knows what became; without a key there is nothing to find out.
-fn unknown<E: Into<crate::BoxError>>(
+fn unknown<R, E: Into<BoxError>>(
     logical: &Logical<'_>,
     why: Unknown,
     attempts: u32,
     end: Option<AttemptEnd>,
-    error: Option<Late<E>>,
-) -> Failure<E> {
+    last: &mut Last<R, E>,
+) -> Error {
     observe::outcome_unknown(why);
     observe::call_ended(CallOutcome::Unknown, attempts);
-    let Some(key) = logical.key.clone() else { return Error::timed_out().into() };
+    let Some(key) = logical.key.clone() else { return Error::timed_out() };
     let operation = logical.operation_of(&key);
-    let (status, source) = match (end, error) {
-        (_, Some(Late::Failed(error))) => (None, Some(error.into())),
-        (Some(AttemptEnd::Answered(answer)), None) => (Some(answer.status), None),
-        _ => (None, None),
+    let source = last.error.take().map(Into::into);
+    let status = match end {
+        Some(AttemptEnd::Answered(answer)) if source.is_none() => Some(answer.status),
+        _ => None,
     };
-    let unknown = OutcomeUnknown { key, operation, attempts, why, status, source };
-    Failure::Ours(unknown.into())
+    OutcomeUnknown { key, operation, attempts, why, status, source }.into()
 }
 
 fn trace_id(trace: &Trace) -> tracing::field::DisplayValue<String> {

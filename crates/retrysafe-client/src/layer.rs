@@ -21,11 +21,11 @@ use tower_service::Service;
 
 use crate::{
     BoxError, CallDeadline, Error,
-    body::{EndingBody, ReadBody},
+    body::ReadBody,
     calls::{Calls, Failure, Logical},
     keying::{Keyed, Unkeyed},
     observe::{self, CallOutcome},
-    transport::{Answered, HttpTransport, OnEnd, Read},
+    transport::{Answered, Beginning, HttpTransport, OnEnd},
 };
 
 /// Gives every operation its key, and retries it under it: a layer for services that *send* requests,
@@ -161,16 +161,20 @@ where
     R: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
 {
     let calls = &*layer.calls;
-    let (mut head, body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
     let most = calls.settings.max_repeatable_body;
-    let (mut whole, stream) = read_ahead(body, most).await.map_err(|error| {
+    let read = read_ahead(&mut body, most).await.map_err(|error| {
         observe::call_ended(CallOutcome::Refused, 0);
         Error::inner(error)
     })?;
+    let (mut whole, stream) = match read {
+        Beginning::Whole(bytes) => (Some(bytes), None),
+        Beginning::Part(read) => (None, Some(ReadBody::untouched(body).unread(read))),
+    };
     let url = head.uri.to_string();
     let key = put_key(calls, &url, &mut head, &mut whole)?;
     let about = head.clone();
-    let logical = Logical {
+    let mut logical = Logical {
         key,
         method: &about.method,
         url: &url,
@@ -182,7 +186,7 @@ where
     };
     let nothing_sent = layer.nothing_sent.as_deref();
     let mut transport = Tower { inner, head, whole: whole.clone(), stream, nothing_sent };
-    match calls.make(logical, &mut transport).await {
+    match calls.make(&mut logical, &mut transport).await {
         Ok(Answered::Whole(response, body)) => Ok(response.map(|_| ReadBody::whole(body))),
         Ok(Answered::Stream(response)) => Ok(response),
         Ok(Answered::Shared(answer)) => {
@@ -196,16 +200,13 @@ where
     }
 }
 
-/// A body that ends within so many bytes, whole; or one that goes on.
-async fn read_ahead<B>(
-    mut body: B,
-    most: usize,
-) -> Result<(Option<Bytes>, Option<ReadBody<B>>), B::Error>
+/// Reads a body to its end, if that is within so many bytes.
+async fn read_ahead<B>(body: &mut B, most: usize) -> Result<Beginning, B::Error>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     if body.size_hint().lower() > most as u64 {
-        return Ok((None, Some(ReadBody::untouched(body))));
+        return Ok(Beginning::Part(Bytes::new()));
     }
     let mut read = BytesMut::new();
     let mut only = None;
@@ -221,11 +222,10 @@ where
             (None, false) => read.extend_from_slice(&data),
         }
         if only.as_ref().map_or(read.len(), Bytes::len) > most {
-            let read = only.unwrap_or_else(|| read.freeze());
-            return Ok((None, Some(ReadBody::rest(EndingBody::after(read, body)))));
+            return Ok(Beginning::Part(only.unwrap_or_else(|| read.freeze())));
         }
     }
-    Ok((Some(only.unwrap_or_else(|| read.freeze())), None))
+    Ok(Beginning::Whole(only.unwrap_or_else(|| read.freeze())))
 }
 
 fn put_key(
@@ -312,14 +312,15 @@ where
         response.extensions_mut()
     }
 
-    async fn read(response: Self::Response, most: usize) -> Result<Read<Self::Response>, BoxError> {
-        let (head, body) = response.into_parts();
-        let Some(body) = body.into_untouched() else {
+    async fn read(response: &mut Self::Response, most: usize) -> Result<Beginning, BoxError> {
+        let Some(body) = response.body_mut().given() else {
             unreachable!("an answer is read once");
         };
-        let (whole, rest) = read_ahead(body, most).await.map_err(Into::into)?;
-        let rest = rest.unwrap_or_else(|| ReadBody::whole(Bytes::new()));
-        Ok(Read { response: Response::from_parts(head, rest), whole })
+        read_ahead(body, most).await.map_err(Into::into)
+    }
+
+    fn unread(response: Self::Response, read: Bytes) -> Self::Response {
+        response.map(|body| body.unread(read))
     }
 
     fn at_end(response: Self::Response, tell: OnEnd) -> Self::Response {

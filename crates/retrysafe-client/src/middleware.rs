@@ -1,8 +1,13 @@
 //! The middleware for reqwest.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    future::{Future, ready},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::{Extensions, HeaderMap, Method, StatusCode, Version, header};
@@ -17,7 +22,7 @@ use crate::{
     calls::{Calls, Failure, Logical},
     keying::{Keyed, Unkeyed},
     redirect,
-    transport::{Answered, HttpTransport, OnEnd, Read, Whole},
+    transport::{Answered, Beginning, HttpTransport, OnEnd, Whole},
 };
 
 /// Gives every operation its key, and retries it under it: a middleware for `reqwest-middleware`.
@@ -43,38 +48,50 @@ pub(crate) struct Resumed {
     pub(crate) first_sent: Duration,
 }
 
-#[async_trait]
+// As `async_trait` has it, but for what is done before the future is made: that would move the request
+// from one of its places to the next.
 impl Middleware for IdempotencyMiddleware {
-    async fn handle(
-        &self,
+    fn handle<'c, 'e, 'n, 'f>(
+        &'c self,
         mut request: Request,
-        extensions: &mut Extensions,
-        next: Next<'_>,
-    ) -> reqwest_middleware::Result<Response> {
-        let calls = &*self.calls;
-        let key = put_key(calls, &mut request, extensions)?;
-        let template = Template::of(&mut request);
-        let logical = Logical {
-            key,
-            method: &template.method,
-            url: template.url.as_str(),
-            authority: template.url.authority(),
-            headers: &template.headers,
-            body: template.content.bytes(),
-            deadline: extensions.get::<CallDeadline>().map(|it| it.0),
-            resumed: extensions.get::<Resumed>().map(|it| it.first_sent),
+        extensions: &'e mut Extensions,
+        next: Next<'n>,
+    ) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'f>>
+    where
+        'c: 'f,
+        'e: 'f,
+        'n: 'f,
+        Self: 'f,
+    {
+        let key = match put_key(&self.calls, &mut request, extensions) {
+            Ok(key) => key,
+            Err(error) => return Box::pin(ready(Err(error))),
         };
-        let first = Some(request);
-        let mut transport = Reqwest { template: &template, first, extensions, next };
-        match calls.make(logical, &mut transport).await {
-            // Nothing was taken out of it.
-            Ok(Answered::Whole(response, body)) if body.is_empty() => Ok(response),
-            Ok(Answered::Whole(response, body)) => Ok(with_body(response, body, template.url)),
-            Ok(Answered::Stream(response)) => Ok(response),
-            Ok(Answered::Shared(answer)) => Ok(repeated(&answer, template.url)),
-            Err(Failure::Inner(error)) => Err(error),
-            Err(Failure::Ours(error)) => Err(reqwest_middleware::Error::middleware(error)),
-        }
+        let template = Template::of(&mut request);
+        let mut first = Some(request);
+        Box::pin(async move {
+            let mut logical = Logical {
+                key,
+                method: &template.method,
+                url: template.url.as_str(),
+                authority: template.url.authority(),
+                headers: &template.headers,
+                body: template.content.bytes(),
+                deadline: extensions.get::<CallDeadline>().map(|it| it.0),
+                resumed: extensions.get::<Resumed>().map(|it| it.first_sent),
+            };
+            let mut transport =
+                Reqwest { template: &template, first: &mut first, extensions, next };
+            match self.calls.make(&mut logical, &mut transport).await {
+                // Nothing was taken out of it.
+                Ok(Answered::Whole(response, body)) if body.is_empty() => Ok(response),
+                Ok(Answered::Whole(response, body)) => Ok(with_body(response, body, template.url)),
+                Ok(Answered::Stream(response)) => Ok(response),
+                Ok(Answered::Shared(answer)) => Ok(repeated(&answer, template.url)),
+                Err(Failure::Inner(error)) => Err(error),
+                Err(Failure::Ours(error)) => Err(reqwest_middleware::Error::middleware(error)),
+            }
+        })
     }
 }
 
@@ -181,7 +198,7 @@ impl Content {
 /// Sends by the rest of the middleware stack.
 struct Reqwest<'a> {
     template: &'a Template,
-    first: Option<Request>,
+    first: &'a mut Option<Request>,
     extensions: &'a mut Extensions,
     next: Next<'a>,
 }
@@ -224,28 +241,29 @@ impl HttpTransport for Reqwest<'_> {
     }
 
     async fn read(
-        mut response: Response,
+        response: &mut Response,
         most: usize,
-    ) -> Result<Read<Response>, reqwest_middleware::Error> {
+    ) -> Result<Beginning, reqwest_middleware::Error> {
         if response.content_length().is_some_and(|it| it > most as u64) {
-            return Ok(Read { response, whole: None });
+            return Ok(Beginning::Part(Bytes::new()));
         }
         let mut read = response.chunk().await?.unwrap_or_default();
-        if let Some(chunk) = response.chunk().await? {
+        while read.len() <= most
+            && let Some(chunk) = response.chunk().await?
+        {
+            // Of an answer in one piece, which most are, nothing is copied.
             let mut all = BytesMut::from(read);
             all.extend_from_slice(&chunk);
-            while all.len() <= most
-                && let Some(chunk) = response.chunk().await?
-            {
-                all.extend_from_slice(&chunk);
-            }
             read = all.freeze();
         }
-        if read.len() > most {
-            let response = map_body(response, |rest| Body::wrap(EndingBody::after(read, rest)));
-            return Ok(Read { response, whole: None });
+        Ok(if read.len() > most { Beginning::Part(read) } else { Beginning::Whole(read) })
+    }
+
+    fn unread(response: Response, read: Bytes) -> Response {
+        if read.is_empty() {
+            return response;
         }
-        Ok(Read { response, whole: Some(read) })
+        map_body(response, |rest| Body::wrap(EndingBody::after(read, rest)))
     }
 
     fn at_end(response: Response, tell: OnEnd) -> Response {

@@ -1,6 +1,7 @@
 //! Spans and metrics. A key is never shown: the digest of its origin and it is.
 
 use retrysafe_core::client::{AttemptEnd, Retry, Unknown};
+use tracing::{Span, level_filters::LevelFilter};
 
 /// How a logical call ended, in `retrysafe_client_calls_total`.
 #[derive(Clone, Copy, Debug)]
@@ -38,19 +39,22 @@ macro_rules! count {
 }
 
 pub(crate) fn call_ended(outcome: CallOutcome, attempts: u32) {
-    let span = tracing::Span::current();
-    span.record("outcome", outcome.as_str());
-    span.record("attempts", attempts);
+    // Asked first, as it is cheaper than to ask for the span.
+    if LevelFilter::current() >= LevelFilter::INFO {
+        let span = Span::current();
+        span.record("outcome", outcome.as_str());
+        span.record("attempts", attempts);
+    }
     count!("retrysafe_client_calls_total", "outcome" => outcome.as_str(), ["answered"]);
 }
 
-pub(crate) fn attempt_ended(end: &AttemptEnd) {
+pub(crate) fn attempt_ended(span: &Span, end: &AttemptEnd) {
     let end = match end {
         AttemptEnd::Answered(_) => "answered",
         AttemptEnd::Broken => "broken",
         AttemptEnd::NotSent => "not_sent",
     };
-    tracing::Span::current().record("end", end);
+    span.record("end", end);
     count!("retrysafe_client_attempts_total", "end" => end, ["answered", "broken", "not_sent"]);
 }
 

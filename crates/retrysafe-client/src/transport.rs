@@ -16,11 +16,13 @@ pub(crate) trait Transport: Send {
     type Response: Send;
     type Error: Into<BoxError> + Send;
 
-    /// Sends the request once, and reads what has to be read of the answer.
+    /// Sends the request once, and reads what has to be read of the answer. What the caller gets, if
+    /// this was the last attempt, is put where `last` is.
     fn attempt(
         &mut self,
         reading: Reading<'_>,
-    ) -> impl Future<Output = Attempted<Self::Response, Self::Error>> + Send;
+        last: &mut Last<Self::Response, Self::Error>,
+    ) -> impl Future<Output = AttemptEnd> + Send;
 
     fn extensions(response: &mut Self::Response) -> &mut Extensions;
 
@@ -31,6 +33,22 @@ pub(crate) trait Transport: Send {
     fn at_end(response: Self::Response, tell: OnEnd) -> Self::Response;
 }
 
+/// What the last attempt gave. It stays in one place: a response is large, and many futures would hand
+/// it on. There is neither after an attempt that was not waited for to its end.
+pub(crate) struct Last<R, E> {
+    pub(crate) answer: Option<Read<R>>,
+    pub(crate) error: Option<E>,
+}
+
+impl<R, E> Last<R, E> {
+    pub(crate) const NOTHING: Self = Self { answer: None, error: None };
+
+    pub(crate) fn change(&mut self, change: impl FnOnce(R) -> R) {
+        let changed = |read: Read<R>| Read { response: change(read.response), whole: read.whole };
+        self.answer = self.answer.take().map(changed);
+    }
+}
+
 /// How answers are read.
 #[derive(Clone, Copy)]
 pub(crate) struct Reading<'a> {
@@ -38,12 +56,6 @@ pub(crate) struct Reading<'a> {
     pub(crate) clock: &'a dyn Clock,
     /// How much is read of one before it is handed on, in bytes.
     pub(crate) most: usize,
-}
-
-/// How an attempt ended: for the policy, and for the caller if it was the last.
-pub(crate) struct Attempted<R, E> {
-    pub(crate) end: AttemptEnd,
-    pub(crate) result: Result<Read<R>, E>,
 }
 
 /// A response, and its body if it was read whole: then the response has none.
@@ -97,24 +109,64 @@ pub(crate) trait HttpTransport: Send {
 
     fn extensions(response: &mut Self::Response) -> &mut Extensions;
 
-    /// Reads a response to its end, if that is within so many bytes. A longer one comes back whole.
+    /// Reads the body of a response to its end, if that is within so many bytes.
     fn read(
-        response: Self::Response,
+        response: &mut Self::Response,
         most: usize,
-    ) -> impl Future<Output = Result<Read<Self::Response>, Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Beginning, Self::Error>> + Send;
+
+    /// The response as it was before so much was read of its body.
+    fn unread(response: Self::Response, read: Bytes) -> Self::Response;
 
     fn at_end(response: Self::Response, tell: OnEnd) -> Self::Response;
+}
+
+/// What was read of a body.
+pub(crate) enum Beginning {
+    /// All of it.
+    Whole(Bytes),
+    /// It goes on.
+    Part(Bytes),
 }
 
 impl<T: HttpTransport> Transport for T {
     type Response = T::Response;
     type Error = T::Error;
 
-    async fn attempt(&mut self, reading: Reading<'_>) -> Attempted<T::Response, T::Error> {
-        match send_and_read(self, reading).await {
-            Ok((read, answer)) => Attempted { end: AttemptEnd::Answered(answer), result: Ok(read) },
-            Err((error, end)) => Attempted { end, result: Err(error) },
+    async fn attempt(
+        &mut self,
+        reading: Reading<'_>,
+        last: &mut Last<T::Response, T::Error>,
+    ) -> AttemptEnd {
+        let read = match self.send().await {
+            Ok(response) => last.answer.insert(Read { response, whole: None }),
+            Err((error, end)) => {
+                last.error = Some(error);
+                return end;
+            }
+        };
+        let (status, headers) = (T::status(&read.response), T::headers(&read.response));
+        let most = match Answer::wants_body(status, headers) {
+            true => reading.most.max(MOST_OF_A_PROBLEM),
+            false if is_stream(headers) => 0,
+            false => reading.most,
+        };
+        if most > 0 {
+            match T::read(&mut read.response, most).await {
+                Ok(Beginning::Whole(body)) => read.whole = Some(body),
+                Ok(Beginning::Part(body)) => last.change(|response| T::unread(response, body)),
+                // C4: an answer that was cut off is no answer.
+                Err(error) => {
+                    *last = Last { answer: None, error: Some(error) };
+                    return AttemptEnd::Broken;
+                }
+            }
         }
+        let Some(read) = &last.answer else { return AttemptEnd::Broken };
+        let (status, headers) = (T::status(&read.response), T::headers(&read.response));
+        let body = read.whole.as_deref().unwrap_or_default();
+        let now = || reading.clock.wall();
+        AttemptEnd::Answered(Answer::read(reading.dialect, status, headers, body, now))
     }
 
     fn extensions(response: &mut T::Response) -> &mut Extensions {
@@ -129,29 +181,6 @@ impl<T: HttpTransport> Transport for T {
     fn at_end(response: T::Response, tell: OnEnd) -> T::Response {
         T::at_end(response, tell)
     }
-}
-
-async fn send_and_read<T: HttpTransport>(
-    transport: &mut T,
-    reading: Reading<'_>,
-) -> Result<(Read<T::Response>, Answer), (T::Error, AttemptEnd)> {
-    let response = transport.send().await?;
-    let (status, headers) = (T::status(&response), T::headers(&response));
-    let wanted = match Answer::wants_body(status, headers) {
-        true => reading.most.max(MOST_OF_A_PROBLEM),
-        false if is_stream(headers) => 0,
-        false => reading.most,
-    };
-    let read = match wanted {
-        0 => Read { response, whole: None },
-        // C4: an answer that was cut off is no answer.
-        most => T::read(response, most).await.map_err(|error| (error, AttemptEnd::Broken))?,
-    };
-    let (status, headers) = (T::status(&read.response), T::headers(&read.response));
-    let body = read.whole.as_deref().unwrap_or_default();
-    let now = || reading.clock.wall();
-    let answer = Answer::read(reading.dialect, status, headers, body, now);
-    Ok((read, answer))
 }
 
 /// How much is read of an answer to learn what went wrong.

@@ -23,7 +23,7 @@ use crate::{
     CallDeadline, Error,
     calls::{Calls, Failure, GRPC, Logical},
     keying::{Keyed, Unkeyed},
-    transport::{Answered, Attempted, OnEnd, Read, Reading, Transport, Whole},
+    transport::{Answered, Last, OnEnd, Read, Reading, Transport, Whole},
 };
 
 /// Makes unary calls under a key, and retries them under it. Cloning it is cheap.
@@ -113,7 +113,7 @@ impl UnaryClient {
         let (mut metadata, extensions, message) = request.into_parts();
         let key = self.put_key(&mut metadata, &extensions)?;
         let headers = metadata.clone();
-        let logical = Logical {
+        let mut logical = Logical {
             key: Some(key),
             method: &Method::POST,
             url: about.url,
@@ -125,7 +125,7 @@ impl UnaryClient {
         };
         let answer = PhantomData;
         let mut transport = Unary { metadata, extensions, message, send, answer };
-        match self.calls.make(logical, &mut transport).await {
+        match self.calls.make(&mut logical, &mut transport).await {
             Ok(Answered::Whole(response, _) | Answered::Stream(response)) => Ok(response),
             Ok(Answered::Shared(_)) => Err(Error::not_shared()),
             Err(Failure::Inner(status)) => Err(Error::inner(status)),
@@ -189,18 +189,26 @@ where
     type Response = Response<R>;
     type Error = Status;
 
-    async fn attempt(&mut self, _: Reading<'_>) -> Attempted<Response<R>, Status> {
+    async fn attempt(
+        &mut self,
+        _: Reading<'_>,
+        last: &mut Last<Response<R>, Status>,
+    ) -> AttemptEnd {
         let request = Request::from_parts(
             self.metadata.clone(),
             self.extensions.clone(),
             self.message.clone(),
         );
         match (self.send)(request).await {
-            Ok(response) => Attempted {
-                end: AttemptEnd::Answered(Answer::of(StatusCode::OK)),
-                result: Ok(Read { response, whole: Some(Bytes::new()) }),
-            },
-            Err(status) => Attempted { end: end_of(&status), result: Err(status) },
+            Ok(response) => {
+                last.answer = Some(Read { response, whole: Some(Bytes::new()) });
+                AttemptEnd::Answered(Answer::of(StatusCode::OK))
+            }
+            Err(status) => {
+                let end = end_of(&status);
+                last.error = Some(status);
+                end
+            }
         }
     }
 

@@ -14,22 +14,22 @@
 //!
 //! ```
 //! use http::StatusCode;
-//! use retrysafe_core::{Clock as _, SystemClock, SystemEntropy};
+//! use retrysafe_core::{SystemClock, SystemEntropy};
 //! use retrysafe_core::client::{
-//!     Answer, AttemptEnd, Call, Dialect, Moment, Next, RetryBudget, RetryPolicy, Safety,
+//!     Answer, AttemptEnd, Call, Dialect, Next, RetryBudget, RetryPolicy, Safety,
 //! };
 //!
 //! let (policy, dialect) = (RetryPolicy::default(), Dialect::draft07());
 //! let budget = RetryBudget::new(policy.budget);
 //! let clock = SystemClock::new();
 //!
-//! let mut call = Call::start(&policy, &dialect, Safety::Keyed, Moment::of(&clock));
+//! let mut call = Call::start(&policy, &dialect, Safety::Keyed, &clock);
 //! // The connection broke after the request was sent: nobody knows what happened.
-//! let next = call.judge(&AttemptEnd::Broken, &budget, Moment::of(&clock), &SystemEntropy);
+//! let next = call.judge(&AttemptEnd::Broken, &budget, &clock, &SystemEntropy);
 //! assert!(matches!(next, Next::Again { .. }));
 //! // The same key once more, and the answer is there.
 //! let created = AttemptEnd::Answered(Answer::of(StatusCode::CREATED));
-//! let next = call.judge(&created, &budget, Moment::of(&clock), &SystemEntropy);
+//! let next = call.judge(&created, &budget, &clock, &SystemEntropy);
 //! assert_eq!(next, Next::Answer);
 //! ```
 
@@ -45,7 +45,7 @@ mod presets;
 pub use self::{
     answer::{Answer, AttemptEnd, retry_after},
     budget::{BudgetPolicy, RetryBudget},
-    call::{Call, Moment, Next, Retry, Safety, Unknown},
+    call::{Call, Next, Retry, Safety, Unknown},
     content::{ContentKey, ContentKeyBuilder, Spelling, VOLATILE_FIELDS},
     dialect::{Conflict, Dialect, KeyPlacement, Placed},
     key_source::{KeySource, NoKey, Operation, business_key, business_key_v5},

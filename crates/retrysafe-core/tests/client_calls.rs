@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 use retrysafe_core::{
-    Code, Entropy,
+    Clock, Code, Entropy,
     client::{
-        Answer, AttemptEnd, BudgetPolicy, Call, Dialect, Moment, Next, Retry, RetryBudget,
-        RetryPolicy, Safety, Unknown,
+        Answer, AttemptEnd, BudgetPolicy, Call, Dialect, Next, Retry, RetryBudget, RetryPolicy,
+        Safety, Unknown,
     },
 };
 
@@ -19,6 +19,23 @@ struct Half;
 impl Entropy for Half {
     fn next_u128(&self) -> u128 {
         1 << 127
+    }
+}
+
+/// A moment, by both of a clock's hands.
+#[derive(Clone, Copy)]
+struct Moment {
+    monotonic: Duration,
+    wall: Duration,
+}
+
+impl Clock for Moment {
+    fn wall(&self) -> Duration {
+        self.wall
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.monotonic
     }
 }
 
@@ -59,7 +76,7 @@ impl Default for Tried {
 
 impl Tried {
     fn call(&self, safety: Safety) -> Call<'_> {
-        Call::start(&self.policy, &self.dialect, safety, START)
+        Call::start(&self.policy, &self.dialect, safety, &START)
     }
 
     fn judge(&self, call: &mut Call<'_>, end: &AttemptEnd) -> Next {
@@ -67,7 +84,7 @@ impl Tried {
     }
 
     fn judge_at(&self, call: &mut Call<'_>, end: &AttemptEnd, now: Moment) -> Next {
-        call.judge(end, &self.budget, now, &Half)
+        call.judge(end, &self.budget, &now, &Half)
     }
 
     /// What follows each of these ends, one after the other.
@@ -219,9 +236,9 @@ fn c4_what_such_a_server_may_have_executed_is_not_resumed() {
     let tried = Tried { dialect: Dialect::openai_compatible(), ..Tried::default() };
     for safety in [Safety::NamedOnly, Safety::Bare] {
         let call = tried.call(safety);
-        assert_eq!(call.may_begin(START), Ok(()));
+        assert_eq!(call.may_begin(&START), Ok(()));
         let resumed = call.resumed(START.wall);
-        assert_eq!(resumed.may_begin(START), Err(Unknown::NoKeysKept));
+        assert_eq!(resumed.may_begin(&START), Err(Unknown::NoKeysKept));
     }
 }
 
@@ -255,12 +272,12 @@ fn c5_retrying_stops_before_the_server_forgets() {
     let tried = Tried::default();
     let day = Duration::from_secs(24 * 3600);
     let resumed = |ago: Duration| tried.call(Safety::Keyed).resumed(START.wall - ago);
-    assert_eq!(resumed(day / 2).may_begin(START), Ok(()));
+    assert_eq!(resumed(day / 2).may_begin(&START), Ok(()));
     // The attempt itself may take 30 s.
     let soon = day - Duration::from_secs(30);
-    assert_eq!(resumed(soon).may_begin(START), Err(Unknown::Retention));
+    assert_eq!(resumed(soon).may_begin(&START), Err(Unknown::Retention));
     let mut call = resumed(soon - Duration::from_millis(20));
-    assert_eq!(call.may_begin(START), Ok(()));
+    assert_eq!(call.may_begin(&START), Ok(()));
     let next = tried.judge(&mut call, &AttemptEnd::NotSent);
     assert_eq!(next, Next::Unknown(Unknown::Retention));
 }
@@ -302,8 +319,8 @@ fn c3_a_spent_budget_ends_retries() {
 fn c3_an_attempt_ends_with_the_deadline() {
     let tried = Tried::default();
     let call = tried.call(Safety::Keyed);
-    assert_eq!(call.attempt_timeout(START), Duration::from_secs(30));
-    assert_eq!(call.attempt_timeout(later(Duration::from_secs(110))), Duration::from_secs(10));
-    let call = tried.call(Safety::Keyed).within(Duration::from_secs(3), START);
-    assert_eq!(call.attempt_timeout(START), Duration::from_secs(3));
+    assert_eq!(call.attempt_timeout(&START), Duration::from_secs(30));
+    assert_eq!(call.attempt_timeout(&later(Duration::from_secs(110))), Duration::from_secs(10));
+    let call = tried.call(Safety::Keyed).within(Duration::from_secs(3), &START);
+    assert_eq!(call.attempt_timeout(&START), Duration::from_secs(3));
 }

@@ -121,22 +121,6 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// A moment, by both of a clock's hands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    /// [`Clock::monotonic`].
-    pub monotonic: Duration,
-    /// [`Clock::wall`].
-    pub wall: Duration,
-}
-
-impl Moment {
-    /// Now.
-    pub fn of(clock: &dyn Clock) -> Self {
-        Self { monotonic: clock.monotonic(), wall: clock.wall() }
-    }
-}
-
 /// One logical call, from before its first attempt to its end. It is told how each attempt ended and
 /// says what is next; it sends nothing and waits for nothing.
 #[derive(Clone, Debug)]
@@ -166,15 +150,15 @@ impl<'a> Call<'a> {
         policy: &'a RetryPolicy,
         dialect: &'a Dialect,
         safety: Safety,
-        now: Moment,
+        clock: &dyn Clock,
     ) -> Self {
         Self {
             policy,
             dialect,
             safety,
             repeatable: true,
-            deadline: now.monotonic.saturating_add(policy.deadline),
-            first_sent: now.wall,
+            deadline: clock.monotonic().saturating_add(policy.deadline),
+            first_sent: clock.wall(),
             attempts: 0,
             waits: 0,
             retries: 0,
@@ -192,8 +176,8 @@ impl<'a> Call<'a> {
     }
 
     /// The whole call may take so long, whatever the policy says.
-    pub fn within(mut self, deadline: Duration, now: Moment) -> Self {
-        self.deadline = now.monotonic.saturating_add(deadline);
+    pub fn within(mut self, deadline: Duration, clock: &dyn Clock) -> Self {
+        self.deadline = clock.monotonic().saturating_add(deadline);
         self
     }
 
@@ -221,8 +205,8 @@ impl<'a> Call<'a> {
     }
 
     /// How long the next attempt may take.
-    pub fn attempt_timeout(&self, now: Moment) -> Duration {
-        self.policy.attempt_timeout.min(self.deadline.saturating_sub(now.monotonic))
+    pub fn attempt_timeout(&self, clock: &dyn Clock) -> Duration {
+        self.policy.attempt_timeout.min(self.deadline.saturating_sub(clock.monotonic()))
     }
 
     /// Whether the operation may be sent at all. A resumed call whose key the server keeps not at all
@@ -231,11 +215,11 @@ impl<'a> Call<'a> {
     /// # Errors
     ///
     /// Why it may not.
-    pub fn may_begin(&self, now: Moment) -> Result<(), Unknown> {
+    pub fn may_begin(&self, clock: &dyn Clock) -> Result<(), Unknown> {
         match self.safety {
             _ if !self.maybe_done => Ok(()),
             Safety::NamedOnly | Safety::Bare => Err(Unknown::NoKeysKept),
-            _ if self.forgotten_after(now, Duration::ZERO) => Err(Unknown::Retention),
+            _ if self.forgotten_after(Duration::ZERO, clock) => Err(Unknown::Retention),
             Safety::Keyed | Safety::Idempotent => Ok(()),
         }
     }
@@ -245,7 +229,7 @@ impl<'a> Call<'a> {
         &mut self,
         end: &AttemptEnd,
         budget: &RetryBudget,
-        now: Moment,
+        clock: &dyn Clock,
         entropy: &dyn Entropy,
     ) -> Next {
         self.attempts += 1;
@@ -259,7 +243,7 @@ impl<'a> Call<'a> {
         if retry == Retry::InProgress {
             self.waits += 1;
         }
-        match self.pause(end, retry, budget, now, entropy) {
+        match self.pause(end, retry, budget, clock, entropy) {
             Ok(after) => {
                 self.retries += 1;
                 Next::Again { after, retry }
@@ -298,7 +282,7 @@ impl<'a> Call<'a> {
         end: &AttemptEnd,
         retry: Retry,
         budget: &RetryBudget,
-        now: Moment,
+        clock: &dyn Clock,
         entropy: &dyn Entropy,
     ) -> Result<Duration, Unknown> {
         if matches!(end, AttemptEnd::Answered(answer) if answer.stop) {
@@ -327,10 +311,10 @@ impl<'a> Call<'a> {
             let spread = self.policy.backoff.pause(retry, 0, entropy);
             after = told.min(self.policy.max_retry_after).saturating_add(spread);
         }
-        if now.monotonic.saturating_add(after) >= self.deadline {
+        if clock.monotonic().saturating_add(after) >= self.deadline {
             return Err(Unknown::Deadline);
         }
-        if self.maybe_done && self.forgotten_after(now, after) {
+        if self.maybe_done && self.forgotten_after(after, clock) {
             return Err(Unknown::Retention);
         }
         // Last, so that nothing is spent on a retry that is not made.
@@ -345,8 +329,8 @@ impl<'a> Call<'a> {
     }
 
     /// C5: whether the server could forget the key before an attempt that begins then has ended.
-    fn forgotten_after(&self, now: Moment, pause: Duration) -> bool {
-        let ends = now.wall.saturating_add(pause).saturating_add(self.policy.attempt_timeout);
+    fn forgotten_after(&self, pause: Duration, clock: &dyn Clock) -> bool {
+        let ends = clock.wall().saturating_add(pause).saturating_add(self.policy.attempt_timeout);
         ends >= self.first_sent.saturating_add(self.dialect.retention)
     }
 }
