@@ -79,11 +79,10 @@ pub type PostgresTransaction = SharedTransaction<Postgres>;
 ///
 /// # Costs
 ///
-/// Beside the handler's own transaction two requests: a look before it, which is all that a replay is,
-/// and the outcome. The claim goes with `BEGIN`. Behind a pooler that lends a session for one
-/// transaction the claim is a third one. Each operation in flight holds a connection of the pool, so bound them
-/// (`EngineBuilder::max_in_flight`) by what the pool has, and don't let a handler wait for a second
-/// connection while it holds this one.
+/// Beside the handler's own transaction three requests: a look before it, which is all that a replay
+/// is, the claim and the outcome. Each operation in flight holds a connection of the pool, so bound
+/// them (`EngineBuilder::max_in_flight`) by what the pool has, and don't let a handler wait for a
+/// second connection while it holds this one.
 ///
 /// # What the server should be set to
 ///
