@@ -220,6 +220,12 @@ fn sigterm_finishes_what_runs_and_exits_0() {
 }
 
 #[test]
+fn r4_a_limit_that_the_store_does_not_reach_is_told() {
+    let mut proxy = Running::proxy(nowhere(), &["--max-kept-body", "65MiB"]);
+    proxy.logged("a record of this store holds 67108864");
+}
+
+#[test]
 fn a_drain_that_is_too_short_says_what_was_left() {
     let service = Service::listen();
     let proxy = open_proxy(&service, &["--drain", "200ms"]);

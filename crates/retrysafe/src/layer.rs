@@ -280,6 +280,16 @@ impl<S: Store, L> IdempotencyLayerBuilder<S, L> {
             let problem = "over gRPC every answer has the HTTP status 200: use a custom policy";
             return Err(ConfigError::new("outcomes", problem));
         }
+        let (kept, about) = (self.settings.max_kept_body, engine.about());
+        // R4: what is between the two is answered, and not kept.
+        if kept > about.max_payload && kept != Settings::default().max_kept_body {
+            tracing::warn!(
+                store = about.engine,
+                "max_kept_body is {kept} bytes, and a record of this store holds {}: longer answers \
+                 are not kept",
+                about.max_payload
+            );
+        }
         Ok(L::from(IdempotencyLayer {
             guard: Arc::new(Guard {
                 engine,

@@ -12,6 +12,11 @@ pub(super) const DUPLICATE: u16 = 1062;
 const TOO_MANY_CONNECTIONS: u16 = 1040;
 const TOO_MANY_OF_THE_USER: u16 = 1203;
 
+/// What went wrong; of what the server says, its number, its state and its words.
+fn said(error: &Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// What became of a statement that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -95,12 +100,12 @@ pub(super) fn not_sent(place: &str, error: Error) -> StoreError {
     match number(&error).and_then(advice) {
         Some(advice) => StoreError::with_source(
             StoreErrorKind::Misconfigured,
-            format!("{place} refuses the connection ({error}): {advice}"),
+            format!("{place} refuses the connection ({}): {advice}", said(&error)),
             error,
         ),
         // D4: what has too many connections has them with others, and is there.
         None if matches!(number(&error), Some(TOO_MANY_CONNECTIONS | TOO_MANY_OF_THE_USER)) => {
-            let context = format!("{place} has no connection for us: {error}");
+            let context = format!("{place} has no connection for us: {}", said(&error));
             StoreError::with_source(StoreErrorKind::Timeout, context, error)
         }
         None => StoreError::with_source(
@@ -115,12 +120,12 @@ pub(super) fn not_sent(place: &str, error: Error) -> StoreError {
 pub(super) fn refused(place: &str, kind: StoreErrorKind, error: Error) -> StoreError {
     let advice = number(&error).and_then(advice).map(|advice| format!(": {advice}"));
     let advice = advice.unwrap_or_default();
-    StoreError::with_source(kind, format!("{place} refuses ({error}){advice}"), error)
+    StoreError::with_source(kind, format!("{place} refuses ({}){advice}", said(&error)), error)
 }
 
 /// What a verb answers when it may have had its effect.
 pub(super) fn broken(place: &str, error: Error) -> StoreError {
-    let context = format!("the connection to {place} broke, or the server did: {error}");
+    let context = format!("the connection to {place} broke, or the server did: {}", said(&error));
     StoreError::with_source(StoreErrorKind::Unavailable, context, error)
 }
 
@@ -150,8 +155,8 @@ pub(super) fn open_error(place: &str, error: Error) -> OpenError {
         },
     };
     let problem = match number(&error).and_then(advice) {
-        Some(advice) => format!("{error}; {advice}"),
-        None => error.to_string(),
+        Some(advice) => format!("{}; {advice}", said(&error)),
+        None => said(&error),
     };
     OpenError::new(place, kind, problem).caused_by(error)
 }

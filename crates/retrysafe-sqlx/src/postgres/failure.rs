@@ -50,6 +50,14 @@ impl From<StoreError> for Failure {
     }
 }
 
+/// What went wrong, in the server's own words: sqlx adds a line of the server's sources to them.
+fn said(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(reported) => reported.message().to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// What a statement that was sent failed with.
 pub(crate) fn statement(place: &Place, table: &str, error: sqlx::Error) -> Failure {
     let code = match &error {
@@ -74,7 +82,7 @@ pub(crate) fn statement(place: &Place, table: &str, error: sqlx::Error) -> Failu
         },
         None => (StoreErrorKind::Unavailable, String::new()),
     };
-    let context = format!("{place}: {error}{advice}");
+    let context = format!("{place}: {}{advice}", said(&error));
     Failure::Store(StoreError::with_source(kind, context, error))
 }
 
@@ -93,29 +101,28 @@ pub(crate) fn open(place: &Place, error: sqlx::Error) -> OpenError {
 /// The same, when it may have been about the table.
 pub(crate) fn open_with(place: &Place, table: &str, error: sqlx::Error) -> OpenError {
     use sqlx::Error;
+    let problem = said(&error);
     let (kind, problem) = match &error {
         Error::Database(reported) => {
             let code = reported.code().unwrap_or_default();
             match advice(&code, table) {
-                Some((kind, advice)) => (kind, format!("{error}; {advice}")),
+                Some((kind, advice)) => (kind, format!("{problem}; {advice}")),
                 // Too many connections: others have them.
-                None if code.starts_with("53") => (OpenErrorKind::Busy, error.to_string()),
+                None if code.starts_with("53") => (OpenErrorKind::Busy, problem),
                 // Starting up, shutting down.
-                None if code.starts_with("57") => (OpenErrorKind::Unreachable, error.to_string()),
-                None => (OpenErrorKind::Failed, error.to_string()),
+                None if code.starts_with("57") => (OpenErrorKind::Unreachable, problem),
+                None => (OpenErrorKind::Failed, problem),
             }
         }
-        Error::Configuration(_) | Error::InvalidArgument(_) => {
-            (OpenErrorKind::Setting, error.to_string())
-        }
+        Error::Configuration(_) | Error::InvalidArgument(_) => (OpenErrorKind::Setting, problem),
         Error::Tls(_) => (
             OpenErrorKind::Unsuitable,
-            format!("{error}; check `sslmode` and `sslrootcert` of the URL"),
+            format!("{problem}; check `sslmode` and `sslrootcert` of the URL"),
         ),
         Error::PoolTimedOut => {
             (OpenErrorKind::Busy, "the pool had no connection to give in time".to_owned())
         }
-        _ => (OpenErrorKind::Unreachable, error.to_string()),
+        _ => (OpenErrorKind::Unreachable, problem),
     };
     OpenError::new(place.as_str(), kind, problem).caused_by(error)
 }
