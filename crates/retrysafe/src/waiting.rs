@@ -165,6 +165,8 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -216,5 +218,34 @@ mod tests {
         drop(turn);
         drop(left);
         assert!(matches!(third.await, Waited::Turn(_)));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn d2_each_of_many_gets_a_turn_of_its_own() {
+        let room = Arc::<WaitingRoom>::default();
+        let taken = Arc::new(AtomicBool::new(false));
+        let waiting: Vec<_> = (0..300)
+            .map(|number| {
+                let waiter = room.enter(OperationId::from_bytes([1; 32]), 300).unwrap();
+                let taken = taken.clone();
+                tokio::spawn(async move {
+                    if number % 3 == 0 {
+                        // Leaves, whatever it was told.
+                        return drop(waiter.wait().now_or_never());
+                    }
+                    let Waited::Turn(turn) = waiter.wait().await else {
+                        panic!("there is no outcome")
+                    };
+                    assert!(!taken.swap(true, Ordering::AcqRel), "another one has the turn");
+                    tokio::task::yield_now().await;
+                    taken.store(false, Ordering::Release);
+                    drop(turn);
+                })
+            })
+            .collect();
+        for waiter in waiting {
+            tokio::time::timeout(Duration::from_secs(60), waiter).await.unwrap().unwrap();
+        }
+        assert!(room.watches().is_empty());
     }
 }
