@@ -128,8 +128,9 @@ impl Record {
     /// [`RecordError`] if it was written by a newer version or is not a record at all. The key MUST
     /// NOT be treated as free then (ST10).
     pub fn decode(payload: Bytes) -> Result<Self, RecordError> {
+        let flags = flags_of(&payload)?;
         let mut rest = payload;
-        let flags = read_version_and_flags(&mut rest)?;
+        rest.advance(2);
         let has = |flag: u8| flags & flag != 0;
         let status = StatusCode::from_u16(u16::from_be_bytes(take_array(&mut rest)?))
             .map_err(|_| RecordError::Malformed)?;
@@ -185,7 +186,7 @@ impl Record {
     ///
     /// [`RecordError`] if it was written by a newer version or is not a record at all.
     pub fn kept(payload: &Bytes) -> Result<Kept, RecordError> {
-        let flags = read_version_and_flags(&mut payload.clone())?;
+        let flags = flags_of(payload)?;
         Ok(if flags & BODY_OMITTED == 0 { Kept::Response } else { Kept::OutcomeOnly })
     }
 }
@@ -236,11 +237,12 @@ impl Trace {
     }
 }
 
-fn read_version_and_flags(rest: &mut Bytes) -> Result<u8, RecordError> {
-    match take_array(rest)? {
-        [VERSION] => Ok(u8::from_be_bytes(take_array(rest)?)),
-        [0] => Err(RecordError::Malformed),
-        [newer] => Err(RecordError::Newer(newer)),
+/// What a payload begins with: the version, and the flags.
+fn flags_of(payload: &[u8]) -> Result<u8, RecordError> {
+    match *payload {
+        [VERSION, flags, ..] => Ok(flags),
+        [] | [0, ..] | [VERSION] => Err(RecordError::Malformed),
+        [newer, ..] => Err(RecordError::Newer(newer)),
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     execution::{Completion, End, Ended, Execution},
     guard::{Answer, Guard, Prepared, Received},
     observe::{self, RequestOutcome},
-    stream::{self, Broken, LiveSender, Read},
+    stream::{self, Broken, LiveSender, NotWhole, Whole},
     waiting::Turn,
 };
 
@@ -54,9 +54,10 @@ pub(crate) enum Claimed<I, B, R, E> {
 
 /// Claims an operation and runs what was granted.
 ///
-/// This future and those in it are carried by every request, so they are kept small: they are not
-/// `async fn`s, which carry what they are given twice; what needs no await is done before them; and
-/// what is taken apart ends with its block.
+/// This future and those in it are carried by every request, so they are kept small: above 1,032
+/// bytes glibc's malloc takes its slow path. They are not `async fn`s, which carry what they are given
+/// twice; what needs no await is done before them; and what is lent or taken apart ends with its
+/// block, before the next await, because until then there is room for it.
 #[expect(clippy::manual_async_fn, reason = "see above")]
 pub(crate) fn claim_and_run<S, I, B, R>(
     guard: Arc<Guard<S>>,
@@ -78,50 +79,52 @@ where
         let Some(permit) = guard.engine.permit() else {
             return Claimed::Refused { error: BeginError::Overloaded, inner, request };
         };
-        let (acquired, mut execution) = {
-            let (settings, wanted) = (&guard.settings, &request.fingerprint);
-            let begun = guard.engine.begin(settings, request.id, wanted, take_over, permit).await;
-            match begun {
-                Ok(Begun::Acquired(acquired, execution)) => (acquired, execution),
-                Ok(Begun::Found(found)) => {
-                    let turn = match (turn, &found) {
-                        (Some(turn), Found::Finished { .. }) => {
-                            turn.publish(found.clone());
-                            None
-                        }
-                        (turn, _) => turn,
-                    };
-                    return Claimed::Found { found, inner, request, turn };
+        let (mut conclusion, mut request, previous_vanished) = {
+            let (acquired, mut execution) = {
+                let (settings, wanted) = (&guard.settings, &request.fingerprint);
+                let begun =
+                    guard.engine.begin(settings, request.id, wanted, take_over, permit).await;
+                match begun {
+                    Ok(Begun::Acquired(acquired, execution)) => (acquired, execution),
+                    Ok(Begun::Found(found)) => {
+                        let turn = match (turn, &found) {
+                            (Some(turn), Found::Finished { .. }) => {
+                                turn.publish(found.clone());
+                                None
+                            }
+                            (turn, _) => turn,
+                        };
+                        return Claimed::Found { found, inner, request, turn };
+                    }
+                    Err(error) => return Claimed::Refused { error, inner, request },
                 }
-                Err(error) => return Claimed::Refused { error, inner, request },
+            };
+            execution.carry(turn);
+            if !execution.start().await {
+                // Nothing has run: dropping the execution frees the key.
+                let (problem, outcome) = (store_unavailable(), RequestOutcome::Rejected);
+                let answer = guard.refuse(&problem, outcome, Some(&request.id), None);
+                return Claimed::Answered(Ok(answer));
             }
+            let previous_vanished = acquired.previous_vanished;
+            let (conclusion, request) = started(guard, request, acquired, execution);
+            (conclusion, request, previous_vanished)
         };
-        execution.carry(turn);
-        if !execution.start().await {
-            // Nothing has run: dropping the execution frees the key.
-            let (problem, outcome) = (store_unavailable(), RequestOutcome::Rejected);
-            let answer = guard.refuse(&problem, outcome, Some(&request.id), None);
-            return Claimed::Answered(Ok(answer));
-        }
-        let (conclusion, response) = {
-            let (mut conclusion, mut request) = started(guard, request, acquired, execution);
-            if acquired.previous_vanished {
+        // What is rare is boxed, and awaited where there need be no room for a response beside it.
+        let fallen = 'fallen: {
+            if previous_vanished {
                 (conclusion, request) = match Box::pin(conclusion.reconcile(request)).await {
                     Ok(may_run) => *may_run,
                     Err(answer) => return Claimed::Answered(Ok(*answer)),
                 };
             }
-            match Handling::of(&mut inner, request).await {
-                Ok(Ok(response)) => (conclusion, response),
-                Ok(Err(error)) => {
-                    return Claimed::Answered(Box::pin(conclusion.failed(error)).await);
-                }
-                Err(Panicked) => {
-                    return Claimed::Answered(Ok(Box::pin(conclusion.panicked()).await));
-                }
-            }
+            let response = match Handling::of(&mut inner, request).await {
+                Ok(response) => response,
+                Err(fallen) => break 'fallen Box::pin(conclusion.fallen(fallen)),
+            };
+            return Claimed::Answered(Ok(conclusion.conclude(response).await));
         };
-        Claimed::Answered(Ok(conclusion.conclude(response).await))
+        Claimed::Answered(fallen.await)
     }
 }
 
@@ -161,8 +164,13 @@ pin_project! {
     }
 }
 
-/// The handler panicked.
-struct Panicked;
+/// Why there is no response of the handler.
+enum Fallen<E> {
+    /// The inner service failed.
+    Failed(E),
+    /// It panicked.
+    Panicked,
+}
 
 impl<F> Handling<F> {
     fn of<I, Q>(inner: &mut I, request: Q) -> Self
@@ -173,16 +181,19 @@ impl<F> Handling<F> {
     }
 }
 
-impl<F: Future> Future for Handling<F> {
-    type Output = Result<F::Output, Panicked>;
+impl<F, T, E> Future for Handling<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Fallen<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(handler) = self.project().handler.as_pin_mut() else {
-            return Poll::Ready(Err(Panicked));
+            return Poll::Ready(Err(Fallen::Panicked));
         };
         match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
+            Ok(polled) => polled.map_err(Fallen::Failed),
+            Err(_) => Poll::Ready(Err(Fallen::Panicked)),
         }
     }
 }
@@ -313,33 +324,18 @@ impl<S: Store> Conclusion<S> {
                 return Box::pin(self.answer_long(head, Pieces::new(), body, overrule)).await;
             }
             // The body is the handler's work too: a panic in it is a panic of the handler (E5).
-            let waits = self.guard.door != Door::Grpc;
-            let read = stream::read(&mut body, self.guard.settings.max_kept_body, waits);
-            let read = AssertUnwindSafe(read).catch_unwind();
-            let (data, trailers) = match read.await {
-                Ok(Read::Whole { data, trailers }) => {
-                    match catch_unwind(AssertUnwindSafe(|| drop(body))) {
-                        Ok(()) => (data, trailers),
-                        Err(_) => return Box::pin(self.panicked()).await,
-                    }
+            let (data, trailers) = {
+                let waits = self.guard.door != Door::Grpc;
+                let read = stream::read(&mut body, self.guard.settings.max_kept_body, waits);
+                let read = AssertUnwindSafe(read).catch_unwind();
+                match read.await.unwrap_or(Err(NotWhole::Panicked)) {
+                    Ok(Whole { data, trailers }) => (data, trailers),
+                    Err(why) => return Box::pin(self.not_whole(why, head, body, overrule)).await,
                 }
-                // G4: nobody knows yet how it ends. And a method that turns out to stream must not
-                // keep its client waiting for the end.
-                Ok(Read::Long { data }) if self.guard.door == Door::Grpc => {
-                    return self.stream(head, data, body, overrule);
-                }
-                Ok(Read::Long { data }) => {
-                    return match self.disposition(&head, None, overrule) {
-                        Disposition::Keep => {
-                            Box::pin(self.answer_long(head, data, body, overrule)).await
-                        }
-                        // What is freed must be over first.
-                        _ => self.stream(head, data, body, overrule),
-                    };
-                }
-                Ok(Read::BrokeOff) => return self.broke_off(),
-                Err(_) => return Box::pin(self.panicked()).await,
             };
+            if catch_unwind(AssertUnwindSafe(|| drop(body))).is_err() {
+                return Box::pin(self.panicked()).await;
+            }
             let disposition = self.disposition(&head, trailers.as_deref(), overrule);
             let ended = {
                 let written = Written {
@@ -355,6 +351,34 @@ impl<S: Store> Conclusion<S> {
             };
             let response = Response::from_parts(head, ResponseBody::kept(data, trailers));
             self.guard.respond(self.ran, self.trace, disposition, ended, response)
+        }
+    }
+
+    /// The response is longer than what is kept, or it broke off, or reading it panicked.
+    async fn not_whole<R>(
+        self,
+        why: NotWhole,
+        head: response::Parts,
+        body: R,
+        overrule: Overrule,
+    ) -> Answer<R>
+    where
+        R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let data = match why {
+            NotWhole::Long { data } => data,
+            NotWhole::BrokeOff => return self.broke_off(),
+            NotWhole::Panicked => return Box::pin(self.panicked()).await,
+        };
+        // G4: nobody knows yet how it ends. And a method that turns out to stream must not keep its
+        // client waiting for the end.
+        if self.guard.door == Door::Grpc {
+            return self.stream(head, data, body, overrule);
+        }
+        match self.disposition(&head, None, overrule) {
+            Disposition::Keep => Box::pin(self.answer_long(head, data, body, overrule)).await,
+            // What is freed must be over first.
+            _ => self.stream(head, data, body, overrule),
         }
     }
 
@@ -474,6 +498,14 @@ impl<S: Store> Conclusion<S> {
                 guard.decided(RequestOutcome::Executed, Some(id), Some(number), trace, None);
                 client.break_off(None);
             }
+        }
+    }
+
+    /// There is no response of the handler.
+    async fn fallen<R, E>(self, fallen: Fallen<E>) -> Result<Answer<R>, E> {
+        match fallen {
+            Fallen::Failed(error) => self.failed(error).await,
+            Fallen::Panicked => Ok(self.panicked().await),
         }
     }
 

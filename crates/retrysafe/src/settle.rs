@@ -93,11 +93,11 @@ impl<S: Store> Guard<S> {
     }
 
     /// Decides, waits, and claims again, until there is an answer.
-    async fn settle_later<I, B, R>(
+    fn settle_later<I, B, R>(
         self: Arc<Self>,
         mut claimed: Claimed<I, B, R, I::Error>,
         mut take_over: bool,
-    ) -> Result<Answer<R>, I::Error>
+    ) -> impl Future<Output = Result<Answer<R>, I::Error>> + Send
     where
         I: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send, Error: Send>
             + Clone
@@ -107,103 +107,157 @@ impl<S: Store> Guard<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
         R: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let may_take_over = self.may_take_over();
         let mut waiting: Option<Waiting> = None;
         let mut superseded = false;
-        loop {
-            let (found, mut inner, mut request, my_turn) = match claimed {
-                Claimed::Answered(answer) => return answer,
-                Claimed::Refused { error, inner, request } => {
-                    return Box::pin(self.without_store(error, inner, request)).await;
-                }
-                Claimed::Found { found, inner, request, turn } => (found, inner, request, turn),
-            };
-            let id = request.id;
-            let found = match self.answer_finished(&request, found) {
-                Ok(answer) => return Ok(answer),
-                Err(found @ Found::Finished { .. }) => {
-                    return Ok(Box::pin(self.answer_long_duplicate(request, found)).await);
-                }
-                Err(found) => found,
-            };
-            let likeness = match self.compare(&request, &found) {
-                Ok(likeness) => likeness,
-                // The record's body was known up front, so it was short, and this one is longer
-                // than that: another request.
-                Err(_) => Likeness::Differs,
-            };
-            let turn = match decide(Begin::Found(found.clone()), likeness, Kept::Response) {
-                Decision::InFlight { attempt, .. } => {
-                    // A ready service may hold what others need, such as a place under a limit: it
-                    // must not be held while waiting (`waiters_eat_pool`).
-                    inner = inner.clone();
-                    let may_wait = request.fingerprint.body.is_some();
-                    let waited = self.wait_for(&mut waiting, &id, may_wait, attempt, my_turn);
-                    match Box::pin(waited).await {
-                        WaitEnd::MyTurn(turn) => {
-                            std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
-                            Some(turn)
-                        }
-                        WaitEnd::Outcome(found) => match self.answer_finished(&request, found) {
-                            Ok(answer) => return Ok(answer),
-                            // A waiter's body is at hand and an outcome is finished, so it can be
-                            // compared; claim again if that should ever not be so.
-                            Err(_) => None,
-                        },
-                        WaitEnd::Timeout => return Ok(self.in_progress(&id, attempt)),
-                        WaitEnd::StoreFailed => {
-                            let (problem, outcome) =
-                                (store_unavailable(), RequestOutcome::Rejected);
-                            return Ok(self.refuse(&problem, outcome, Some(&id), None));
+        async move {
+            loop {
+                let (found, mut inner, mut request, my_turn) = match claimed {
+                    Claimed::Answered(answer) => return answer,
+                    Claimed::Refused { error, inner, request } => {
+                        return Box::pin(self.without_store(error, inner, request)).await;
+                    }
+                    Claimed::Found { found, inner, request, turn } => (found, inner, request, turn),
+                };
+                // What was found ends with this: a thousand duplicates may wait with what is left.
+                let next = match self.answer_finished(&request, found) {
+                    Ok(answer) => return Ok(answer),
+                    Err(found @ Found::Finished { .. }) => {
+                        return Ok(Box::pin(self.answer_long_duplicate(request, found)).await);
+                    }
+                    Err(found) => {
+                        match self.next(&mut request, found, &mut take_over, &mut superseded) {
+                            Ok(next) => next,
+                            Err(answer) => return Ok(*answer),
                         }
                     }
-                }
-                Decision::OutcomeUnknown { .. } if may_take_over && !take_over => {
-                    take_over = true;
-                    my_turn
-                }
-                Decision::OutcomeUnknown { .. }
-                    if may_take_over && self.adopt_algorithm(&mut request, &found) =>
-                {
-                    my_turn
-                }
-                Decision::Superseded if !superseded => {
-                    superseded = true;
-                    None
-                }
-                _ => return Ok(self.answer_found(&id, found, likeness, request.trace)),
-            };
-            claimed = match self.claim_and_run(inner, request, take_over, turn).await {
-                Some(claimed) => claimed,
-                None => return Ok(self.interrupted(&id)),
-            };
+                };
+                let turn = match next {
+                    Next::Wait { attempt } => {
+                        // A ready service may hold what others need, such as a place under a limit:
+                        // it must not be held while waiting (`waiters_eat_pool`).
+                        inner = inner.clone();
+                        let may_wait = request.fingerprint.body.is_some();
+                        let id = &request.id;
+                        match self.wait_for(&mut waiting, id, may_wait, attempt, my_turn).await {
+                            WaitEnd::MyTurn(turn) => {
+                                std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+                                Some(turn)
+                            }
+                            WaitEnd::Outcome(found) => {
+                                match self.answer_finished(&request, found) {
+                                    Ok(answer) => return Ok(answer),
+                                    // A waiter's body is at hand and an outcome is finished, so it can
+                                    // be compared; claim again if that should ever not be so.
+                                    Err(_) => None,
+                                }
+                            }
+                            WaitEnd::Timeout => return Ok(self.in_progress(id, attempt)),
+                            WaitEnd::StoreFailed => {
+                                let (problem, outcome) =
+                                    (store_unavailable(), RequestOutcome::Rejected);
+                                return Ok(self.refuse(&problem, outcome, Some(id), None));
+                            }
+                        }
+                    }
+                    Next::Claim => my_turn,
+                    Next::ClaimAfresh => None,
+                };
+                let id = request.id;
+                claimed = match self.claim_and_run(inner, request, take_over, turn).await {
+                    Some(claimed) => claimed,
+                    None => return Ok(self.interrupted(&id)),
+                };
+            }
         }
     }
 
-    /// Waits for the attempt in flight, if duplicates wait and there is room.
-    async fn wait_for(
+    /// What a request does next that has found an operation which is not finished.
+    fn next<B, R>(
+        &self,
+        request: &mut Prepared<B>,
+        found: Found,
+        take_over: &mut bool,
+        superseded: &mut bool,
+    ) -> Result<Next, Box<Answer<R>>> {
+        // Where more would have to be read to compare, the record's body was known up front, so it
+        // was short, and this one is longer than that: another request.
+        let likeness = self.compare(request, &found).unwrap_or(Likeness::Differs);
+        let may_take_over = self.may_take_over();
+        match decide(Begin::Found(found.clone()), likeness, Kept::Response) {
+            Decision::InFlight { attempt, .. } => Ok(Next::Wait { attempt }),
+            Decision::OutcomeUnknown { .. } if may_take_over && !*take_over => {
+                *take_over = true;
+                Ok(Next::Claim)
+            }
+            Decision::OutcomeUnknown { .. }
+                if may_take_over && self.adopt_algorithm(request, &found) =>
+            {
+                Ok(Next::Claim)
+            }
+            Decision::Superseded if !*superseded => {
+                *superseded = true;
+                Ok(Next::ClaimAfresh)
+            }
+            _ => {
+                let answer = self.answer_found(&request.id, found, likeness, request.trace);
+                Err(Box::new(answer))
+            }
+        }
+    }
+
+    /// Waits for attempt `seen`, if duplicates wait and there is room: for the turn, and with it until
+    /// that attempt may be over.
+    fn wait_for(
         &self,
         waiting: &mut Option<Waiting>,
         id: &OperationId,
         may_wait: bool,
-        attempt: u32,
+        seen: u32,
         my_turn: Option<Box<Turn>>,
-    ) -> WaitEnd {
-        let OnInFlight::Wait { timeout, max_waiters } = self.settings.on_in_flight else {
-            return WaitEnd::Timeout;
-        };
+    ) -> impl Future<Output = WaitEnd> + Send {
         // F4: the unread rest of a long body would stall the owner's upload.
-        if !may_wait {
-            return WaitEnd::Timeout;
+        let place = if may_wait { self.place(waiting, id) } else { None };
+        async move {
+            let Some(Waiting { waiter, until }) = place else { return WaitEnd::Timeout };
+            let until = *until;
+            let turn = match my_turn {
+                Some(turn) => turn,
+                None => match timeout_at(until, waiter.wait()).await {
+                    Ok(Waited::Turn(turn)) => Box::new(turn),
+                    Ok(Waited::Outcome(found)) => return WaitEnd::Outcome(found),
+                    Err(_) => return WaitEnd::Timeout,
+                },
+            };
+            let within = until.saturating_duration_since(Instant::now());
+            if within.is_zero() {
+                // A store may call back early, for no reason: `timeout_at` alone would never look.
+                return WaitEnd::Timeout;
+            }
+            let deadline = self.settings.store_deadline;
+            // Boxed: of all that wait, one does this.
+            let changed = Box::pin(self.engine.changed(id, seen, within, deadline));
+            match timeout_at(until, changed).await {
+                Ok(Ok(())) => WaitEnd::MyTurn(turn),
+                Ok(Err(_)) => WaitEnd::StoreFailed,
+                Err(_) => WaitEnd::Timeout,
+            }
         }
-        let waiting = match waiting {
-            Some(waiting) => waiting,
-            None => match self.engine.room().enter(*id, max_waiters) {
-                Some(waiter) => waiting.insert(Waiting { waiter, until: Instant::now() + timeout }),
-                None => return WaitEnd::Timeout,
-            },
+    }
+
+    /// The place of a duplicate among those that wait; `None` if it does not wait.
+    fn place<'a>(
+        &self,
+        waiting: &'a mut Option<Waiting>,
+        id: &OperationId,
+    ) -> Option<&'a mut Waiting> {
+        let OnInFlight::Wait { timeout, max_waiters } = self.settings.on_in_flight else {
+            return None;
         };
-        self.wait(waiting, id, attempt, my_turn).await
+        if waiting.is_none() {
+            let waiter = self.engine.room().enter(*id, max_waiters)?;
+            *waiting = Some(Waiting { waiter, until: Instant::now() + timeout });
+        }
+        waiting.as_mut()
     }
 
     /// Answers by a finished record, unless the rest of a long body has to be read to compare it.
@@ -245,36 +299,6 @@ impl<S: Store> Guard<S> {
             },
         };
         self.answer_found(&id, found, likeness, trace)
-    }
-
-    /// Waits for the turn, and with it until attempt `seen` may be over.
-    async fn wait(
-        &self,
-        waiting: &mut Waiting,
-        id: &OperationId,
-        seen: u32,
-        my_turn: Option<Box<Turn>>,
-    ) -> WaitEnd {
-        let until = waiting.until;
-        let turn = match my_turn {
-            Some(turn) => turn,
-            None => match timeout_at(until, waiting.waiter.wait()).await {
-                Ok(Waited::Turn(turn)) => Box::new(turn),
-                Ok(Waited::Outcome(found)) => return WaitEnd::Outcome(found),
-                Err(_) => return WaitEnd::Timeout,
-            },
-        };
-        let within = until.saturating_duration_since(Instant::now());
-        if within.is_zero() {
-            // A store may call back early, for no reason: `timeout_at` alone would never look.
-            return WaitEnd::Timeout;
-        }
-        let deadline = self.settings.store_deadline;
-        match timeout_at(until, self.engine.changed(id, seen, within, deadline)).await {
-            Ok(Ok(())) => WaitEnd::MyTurn(turn),
-            Ok(Err(_)) => WaitEnd::StoreFailed,
-            Err(_) => WaitEnd::Timeout,
-        }
     }
 
     /// Compares a request with what was found, by the record's own algorithm (F3). An error if more
@@ -363,6 +387,16 @@ impl<S: Store> Guard<S> {
         headers.insert(&IDEMPOTENCY_STATUS, HeaderValue::from_static(BYPASSED));
         Ok(response.map(ResponseBody::passed))
     }
+}
+
+/// What a request does next that can't be answered yet.
+enum Next {
+    /// It waits for the attempt in flight, if duplicates wait.
+    Wait { attempt: u32 },
+    /// It claims again.
+    Claim,
+    /// It claims again, without the turn that it may have had.
+    ClaimAfresh,
 }
 
 /// A duplicate's place, and until when it stays.

@@ -122,24 +122,34 @@ impl LiveSender {
     }
 }
 
-/// A response body as far as the execution has read it.
-pub(crate) enum Read {
-    /// To its end.
-    Whole { data: Pieces, trailers: Trailers },
+/// A response body that was read to its end.
+pub(crate) struct Whole {
+    pub(crate) data: Pieces,
+    pub(crate) trailers: Trailers,
+}
+
+/// Why a response body was not read to its end.
+pub(crate) enum NotWhole {
     /// It is longer than what is kept, or not at hand: the rest of it is still to be read.
     Long { data: Pieces },
     /// It broke off.
     BrokeOff,
+    /// It panicked: whoever reads it catches that.
+    Panicked,
 }
 
 /// Reads a body as long as it may be kept, and, unless it `waits`, as far as it is at hand.
-pub(crate) async fn read<B>(body: &mut B, max_kept_body: usize, waits: bool) -> Read
+pub(crate) async fn read<B>(
+    body: &mut B,
+    max_kept_body: usize,
+    waits: bool,
+) -> Result<Whole, NotWhole>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let (mut data, mut length) = (Collected::default(), 0);
     if body.size_hint().lower() > max_kept_body as u64 {
-        return Read::Long { data: Pieces::new() };
+        return Err(NotWhole::Long { data: Pieces::new() });
     }
     while length <= max_kept_body {
         let frame = match waits {
@@ -150,8 +160,8 @@ where
             },
         };
         match frame {
-            None => return Read::Whole { data: data.pieces(), trailers: None },
-            Some(Err(_)) => return Read::BrokeOff,
+            None => return Ok(Whole { data: data.pieces(), trailers: None }),
+            Some(Err(_)) => return Err(NotWhole::BrokeOff),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(piece) => {
                     length += piece.len();
@@ -160,12 +170,12 @@ where
                 // Trailers are the last of a body: nobody waits for what is behind them.
                 Err(frame) => {
                     let trailers = frame.into_trailers().ok().map(Box::new);
-                    return Read::Whole { data: data.pieces(), trailers };
+                    return Ok(Whole { data: data.pieces(), trailers });
                 }
             },
         }
     }
-    Read::Long { data: data.pieces() }
+    Err(NotWhole::Long { data: data.pieces() })
 }
 
 /// A live response body that ended well.

@@ -8,14 +8,15 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use retrysafe_core::{Found, OperationId};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::Notify;
 
 use crate::observe;
 
@@ -25,21 +26,22 @@ pub(crate) struct WaitingRoom {
     waiters: AtomicUsize,
 }
 
+#[derive(Default)]
 struct Watched {
     watch: Arc<Watch>,
     waiters: usize,
 }
 
+/// What those that wait for one outcome share. A thousand of them may be woken at once, on several
+/// processors: a lock that each of them took would be what all of them wait for.
+#[derive(Default)]
 struct Watch {
-    turn: Arc<tokio::sync::Mutex<()>>,
-    outcome: watch::Sender<Option<Outcome>>,
-}
-
-/// What all that wait are given. The turn ends with it: to pass it on from one to the next, none of
-/// whom needs it any more, would take as long as to answer them.
-struct Outcome {
-    found: Found,
-    _turn: OwnedMutexGuard<()>,
+    /// Once it is here, nobody needs the turn any more.
+    outcome: OnceLock<Found>,
+    /// Whether somebody has the turn.
+    taken: AtomicBool,
+    /// Tells all of the outcome, and one of a turn that ended without.
+    told: Notify,
 }
 
 /// A duplicate that waits. Leaves the room when dropped.
@@ -47,9 +49,6 @@ pub(crate) struct Waiter {
     room: Arc<WaitingRoom>,
     id: OperationId,
     watch: Arc<Watch>,
-    outcome: watch::Receiver<Option<Outcome>>,
-    /// Whether it was given the outcome. Who published that has closed the watch.
-    told: bool,
 }
 
 /// The right to watch the store for all that wait, and to claim for oneself.
@@ -57,7 +56,6 @@ pub(crate) struct Turn {
     room: Arc<WaitingRoom>,
     id: OperationId,
     watch: Arc<Watch>,
-    turn: OwnedMutexGuard<()>,
 }
 
 /// What a waiter gets.
@@ -77,14 +75,9 @@ impl WaitingRoom {
         entered.ok()?;
         observe::waiters(1.0);
         let mut watches = self.watches();
-        let watched = watches.entry(id).or_insert_with(|| Watched {
-            watch: Arc::new(Watch { turn: Arc::default(), outcome: watch::Sender::new(None) }),
-            waiters: 0,
-        });
+        let watched = watches.entry(id).or_default();
         watched.waiters += 1;
-        let watch = watched.watch.clone();
-        let outcome = watch.outcome.subscribe();
-        Some(Waiter { room: self.clone(), id, watch, outcome, told: false })
+        Some(Waiter { room: self.clone(), id, watch: watched.watch.clone() })
     }
 
     fn watches(&self) -> MutexGuard<'_, HashMap<OperationId, Watched>> {
@@ -98,27 +91,31 @@ impl Waiter {
     /// # Cancel safety
     ///
     /// Dropping the future gives the place in the queue for the turn away, and nothing else.
-    pub(crate) async fn wait(&mut self) -> Waited {
-        let turn = self.watch.turn.clone().lock_owned();
-        tokio::select! {
-            biased;
-            outcome = self.outcome.wait_for(Option::is_some) => {
-                // The sender lives in the watch, which this waiter holds.
-                match outcome.ok().and_then(|it| Some(it.as_ref()?.found.clone())) {
-                    Some(found) => {
-                        self.told = true;
-                        Waited::Outcome(found)
-                    }
-                    None => unreachable!("the watch outlives its waiters"),
-                }
+    pub(crate) async fn wait(&self) -> Waited {
+        loop {
+            if let Some(waited) = self.look() {
+                return waited;
             }
-            turn = turn => Waited::Turn(Turn {
-                room: self.room.clone(),
-                id: self.id,
-                watch: self.watch.clone(),
-                turn,
-            }),
+            let mut told = pin!(self.watch.told.notified());
+            // In the queue first: a turn that ends while this one looks is not missed.
+            told.as_mut().enable();
+            if let Some(waited) = self.look() {
+                return waited;
+            }
+            told.await;
         }
+    }
+
+    fn look(&self) -> Option<Waited> {
+        let Watch { outcome, taken, .. } = &*self.watch;
+        if let Some(found) = outcome.get() {
+            return Some(Waited::Outcome(found.clone()));
+        }
+        if taken.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (room, watch) = (self.room.clone(), self.watch.clone());
+        Some(Waited::Turn(Turn { room, id: self.id, watch }))
     }
 }
 
@@ -126,8 +123,8 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         self.room.waiters.fetch_sub(1, Ordering::Relaxed);
         observe::waiters(-1.0);
-        if self.told {
-            return;
+        if self.watch.outcome.get().is_some() {
+            return; // Who published it had closed the watch.
         }
         let mut watches = self.room.watches();
         if let Some(watched) = watches.get_mut(&self.id)
@@ -144,34 +141,111 @@ impl Drop for Waiter {
 impl Turn {
     /// Gives the outcome to all that wait. Whoever comes from now on does not meet it.
     pub(crate) fn publish(self, found: Found) {
-        let Self { room, id, watch, turn } = self;
-        let mut watches = room.watches();
-        if watches.get(&id).is_some_and(|it| Arc::ptr_eq(&it.watch, &watch)) {
-            watches.remove(&id);
+        let mut watches = self.room.watches();
+        if watches.get(&self.id).is_some_and(|it| Arc::ptr_eq(&it.watch, &self.watch)) {
+            watches.remove(&self.id);
         }
         drop(watches);
-        watch.outcome.send_replace(Some(Outcome { found, _turn: turn }));
+        // There is one turn, and it ends here: nobody else can have set it.
+        let _ = self.watch.outcome.set(found);
+        self.watch.told.notify_waiters();
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // With an outcome nobody needs it: to pass it on from one to the next would take as long as to
+        // answer them.
+        if self.watch.outcome.get().is_none() {
+            self.watch.taken.store(false, Ordering::Release);
+            self.watch.told.notify_one();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
     async fn d2_the_turn_ends_with_the_outcome() {
         let room = Arc::<WaitingRoom>::default();
         let enter = || room.enter(OperationId::from_bytes([1; 32]), 10).unwrap();
-        let (mut first, mut second) = (enter(), enter());
+        let (first, second) = (enter(), enter());
         let Waited::Turn(turn) = first.wait().await else { panic!("nobody else has it") };
         turn.publish(Found::Free);
         assert!(matches!(second.wait().await, Waited::Outcome(Found::Free)));
         assert!(matches!(first.wait().await, Waited::Outcome(Found::Free)));
         // Whoever comes later waits for somebody else's outcome.
-        let mut late = enter();
+        let late = enter();
         assert!(matches!(late.wait().await, Waited::Turn(_)));
         drop((first, second, late));
         assert!(room.watches().is_empty());
         assert_eq!(room.waiters.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn d2_a_turn_without_an_outcome_passes_on() {
+        let room = Arc::<WaitingRoom>::default();
+        let enter = || room.enter(OperationId::from_bytes([1; 32]), 10).unwrap();
+        let (first, second, third) = (enter(), enter(), enter());
+        let Waited::Turn(turn) = first.wait().await else { panic!("nobody else has it") };
+        let (mut second, mut third) = (Box::pin(second.wait()), Box::pin(third.wait()));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(turn);
+        let Waited::Turn(turn) = second.await else { panic!("there is no outcome") };
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(turn);
+        assert!(matches!(third.await, Waited::Turn(_)));
+    }
+
+    #[tokio::test]
+    async fn d2_a_turn_does_not_get_lost_with_one_who_left() {
+        let room = Arc::<WaitingRoom>::default();
+        let enter = || room.enter(OperationId::from_bytes([1; 32]), 10).unwrap();
+        let (first, second, third) = (enter(), enter(), enter());
+        let Waited::Turn(turn) = first.wait().await else { panic!("nobody else has it") };
+        let mut left = Box::pin(second.wait());
+        let mut third = Box::pin(third.wait());
+        assert!(left.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        // The one who waited first is told, and leaves before it looks.
+        drop(turn);
+        drop(left);
+        assert!(matches!(third.await, Waited::Turn(_)));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn d2_each_of_many_gets_a_turn_of_its_own() {
+        let room = Arc::<WaitingRoom>::default();
+        let taken = Arc::new(AtomicBool::new(false));
+        let waiting: Vec<_> = (0..300)
+            .map(|number| {
+                let waiter = room.enter(OperationId::from_bytes([1; 32]), 300).unwrap();
+                let taken = taken.clone();
+                tokio::spawn(async move {
+                    if number % 3 == 0 {
+                        // Leaves, whatever it was told.
+                        return drop(waiter.wait().now_or_never());
+                    }
+                    let Waited::Turn(turn) = waiter.wait().await else {
+                        panic!("there is no outcome")
+                    };
+                    assert!(!taken.swap(true, Ordering::AcqRel), "another one has the turn");
+                    tokio::task::yield_now().await;
+                    taken.store(false, Ordering::Release);
+                    drop(turn);
+                })
+            })
+            .collect();
+        for waiter in waiting {
+            tokio::time::timeout(Duration::from_secs(60), waiter).await.unwrap().unwrap();
+        }
+        assert!(room.watches().is_empty());
     }
 }
