@@ -112,7 +112,7 @@ pub enum PhaseError<E> {
     Store(StoreError),
     /// A result can't be written as JSON, or what was kept of an earlier attempt can't be read.
     Unreadable(serde_json::Error),
-    /// A part of this name was done in this attempt already.
+    /// A part of this name was done in this attempt already, or is a call that may have been made.
     Repeated,
     /// An earlier part of this attempt was dropped, or failed, while it was being kept. Whether it is,
     /// the next attempt finds out, and goes on; this one can't.
@@ -133,7 +133,8 @@ impl<T: FromAttempt> Phases<T> {
     /// key that `call` gets is [`derive_key`](Attempt::derive_key) of the name: hand it on.
     ///
     /// A call that answers `Ok` is kept. `Err` is not: what it means for the operation is for the
-    /// handler to say, by its answer.
+    /// handler to say, by its answer. A call that is worth another try has it within `call`: for
+    /// this attempt its name is used up, so that no other call goes out under the key of this one.
     ///
     /// # Errors
     ///
@@ -151,6 +152,7 @@ impl<T: FromAttempt> Phases<T> {
         if let Some(kept) = self.find(name).await? {
             return Ok(kept);
         }
+        self.named.insert(name.to_owned());
         // Whoever comes after a crash has to find that this was under way, so that the key stays the
         // request's own.
         let mark = (!self.marked).then(|| encode(self.kept.as_ref())).transpose();
@@ -163,7 +165,7 @@ impl<T: FromAttempt> Phases<T> {
 
     /// Does something in the service's own database, or gives back what came of it in an earlier
     /// attempt. What `work` writes in the transaction and what it answers are committed together.
-    /// `Err` undoes it. (If nothing was committed before, the claim is undone with it on PostgreSQL
+    /// `Err` undoes it, and it may be tried again. (If nothing was committed before, the claim is undone with it on PostgreSQL
     /// and MySQL, and the attempt can only answer that it failed or refuses.)
     ///
     /// # Errors
@@ -210,8 +212,7 @@ impl<T: FromAttempt> Phases<T> {
         &self.attempt
     }
 
-    /// What an earlier attempt has kept under this name. A part that failed may be tried again, one
-    /// that was done has had its name.
+    /// What an earlier attempt has kept under this name.
     async fn find<R: DeserializeOwned, E>(
         &mut self,
         name: &str,

@@ -321,7 +321,7 @@ async fn two_parts_of_one_name_are_a_mistake() {
 }
 
 #[tokio::test]
-async fn a_part_that_failed_may_be_tried_again_at_once() {
+async fn a_step_that_failed_may_be_tried_again_and_a_call_has_had_its_key() {
     let bank = Bank::new();
     let processor = Processor::default();
     let charging = processor.clone();
@@ -337,13 +337,14 @@ async fn a_part_that_failed_may_be_tried_again_at_once() {
             Err::<usize, _>(StatusCode::BAD_GATEWAY)
         });
         assert!(matches!(failed.await, Err(PhaseError::Failed(StatusCode::BAD_GATEWAY))));
-        phases.phase("charge", |key| charging.charge(key)).await.unwrap();
+        // It may be another call by mistake, to which the processor would give the answer of this one.
+        let again = phases.phase("charge", |key| charging.charge(key)).await;
+        assert!(matches!(again, Err(PhaseError::Repeated)));
         StatusCode::CREATED
     });
     assert_eq!(app.post("one").await.status, StatusCode::CREATED);
     assert_eq!((reserved(&bank), bank.finished()), (1, 1));
-    let calls = processor.calls();
-    assert!(calls.len() == 2 && calls[0] == calls[1], "{calls:?}");
+    assert_eq!(processor.calls().len(), 1);
 }
 
 #[tokio::test]

@@ -91,33 +91,23 @@ const CLAIM_AGAIN: &str = "owner = $5, fence = r.fence + 1, state = 0,
     expires_at = clock.now + greatest($7, $8),
     payload = CASE WHEN r.state IN (0, 3) THEN r.payload END";
 
-/// How long a claim waits for others, which the text of this parameter says; and what was set before.
-/// It is read where rows come from, so it holds when the first of them is written.
-fn bound(parameter: u8) -> String {
-    format!(
-        "bound AS MATERIALIZED (SELECT current_setting('lock_timeout') AS before,
-            set_config('lock_timeout', ${parameter}, true))"
-    )
-}
-
-/// Gives the handler its own `lock_timeout` back.
+/// Gives the session's `lock_timeout` back, which the transaction has noted before it set its own.
 const UNBOUND: &str =
-    "(SELECT set_config('lock_timeout', bound.before, true) FROM bound) AS lock_timeout";
+    "set_config('lock_timeout', current_setting('retrysafe.lock_timeout'), true) AS lock_timeout";
 
 /// Replays lock no row and write nothing: the insert is tried only where no record stands. One that
 /// another claim has written meanwhile is in the way of the insert and not among what was read: no
 /// row.
-fn claimed(table: &str, bound: Option<String>) -> String {
-    let (with, from) = bound.map_or_else(Default::default, |it| (format!(", {it}"), ", bound"));
+fn claimed(table: &str) -> String {
     format!(
-        "WITH {CLOCK}{with}, standing AS MATERIALIZED (
+        "WITH {CLOCK}, standing AS MATERIALIZED (
             SELECT {RECORD} FROM {table} r, clock
             WHERE r.id = $1 AND NOT ({OVER} clock.now)
         ), granted AS (
             INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished,
                 fingerprint, lease_until, retention, expires_at)
             SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
-            FROM clock{from} WHERE NOT EXISTS (SELECT FROM standing)
+            FROM clock WHERE NOT EXISTS (SELECT FROM standing)
             ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, fence = 1,
                 state = 0, previous_vanished = false, fingerprint = excluded.fingerprint,
                 lease_until = excluded.lease_until, retention = excluded.retention,
@@ -133,32 +123,34 @@ fn answered() -> String {
 }
 
 /// `begin` of an operation without any row, within a transaction that goes on: the usual case, and
-/// the least that a claim can be. `$6` the [`bound`]. No row: there is one after all.
+/// the least that a claim can be. No row: there is one after all. See [`UNBOUND`].
 pub(crate) fn claim_first(table: &str) -> String {
-    let bound = bound(6);
     format!(
-        "WITH {bound} INSERT INTO {table} AS r (id, owner, fence, layout, state,
-            previous_vanished, fingerprint, lease_until, retention, expires_at)
+        "INSERT INTO {table} AS r (id, owner, fence, layout, state, previous_vanished, fingerprint,
+            lease_until, retention, expires_at)
         SELECT $1, $2, 1, 1, 0, false, $3, now + $4, $5, now + greatest($4, $5)
-        FROM clock_timestamp() AS now, bound
+        FROM clock_timestamp() AS now
         ON CONFLICT (id) DO NOTHING RETURNING {UNBOUND}"
     )
 }
 
-/// `begin`, within a transaction that goes on: `$6` the [`bound`].
+/// `begin`, within a transaction that goes on: see [`UNBOUND`].
 pub(crate) fn claim(table: &str) -> String {
-    let (claimed, answered) = (claimed(table, Some(bound(6))), answered());
-    format!("{claimed} SELECT answered.*, {UNBOUND} FROM ({answered}) answered")
+    let answered = answered();
+    format!(
+        "{} SELECT answered.*, granted.lock_timeout FROM ({answered}) answered
+        LEFT JOIN LATERAL (SELECT {UNBOUND} WHERE answered.done) granted ON true",
+        claimed(table)
+    )
 }
 
-/// A renewal, as the first statement of a transaction that goes on: `$1` id, `$2` owner, `$3` lease, `$4`
-/// the [`bound`]. No row: this is not the live attempt.
+/// A renewal, as the first statement of a transaction that goes on: `$1` id, `$2` owner, `$3` lease. No
+/// row: this is not the live attempt. See [`UNBOUND`].
 pub(crate) fn reopen(table: &str) -> String {
-    let bound = bound(4);
     format!(
-        "WITH {CLOCK}, {bound} UPDATE {table} r SET lease_until = clock.now + $3,
+        "WITH {CLOCK} UPDATE {table} r SET lease_until = clock.now + $3,
             expires_at = clock.now + greatest(r.retention, $3)
-        FROM clock, bound WHERE {HELD} RETURNING {UNBOUND}"
+        FROM clock WHERE {HELD} RETURNING {UNBOUND}"
     )
 }
 
@@ -172,12 +164,15 @@ pub(crate) fn abandoned(table: &str) -> String {
     )
 }
 
-/// `begin_again`, within a transaction that goes on: `$9` the [`bound`].
+/// `begin_again`, within a transaction that goes on.
 pub(crate) fn claim_again(table: &str) -> String {
-    let bound = bound(9);
+    format!("{}, {UNBOUND}", observed(table, CLAIM_AGAIN))
+}
+
+fn observed(table: &str, set: &str) -> String {
     format!(
-        "WITH {CLOCK}, {bound} UPDATE {table} r SET {CLAIM_AGAIN} FROM clock, bound
-        WHERE {OBSERVED} RETURNING r.fence, r.previous_vanished, {UNBOUND}"
+        "WITH {CLOCK} UPDATE {table} r SET {set} FROM clock WHERE {OBSERVED}
+        RETURNING r.fence, r.previous_vanished"
     )
 }
 
@@ -200,15 +195,10 @@ impl Statements {
                 WHERE r.id = $1 AND NOT EXISTS (SELECT FROM applied)"
             ))
         };
-        let observed = |set: &str| {
-            sql(format!(
-                "WITH {CLOCK} UPDATE {table} r SET {set} FROM clock WHERE {OBSERVED}
-                RETURNING r.fence, r.previous_vanished"
-            ))
-        };
+        let observed = |set: &str| sql(observed(&table, set));
 
         Self {
-            begin: sql(format!("{} {}", claimed(&table, None), answered())),
+            begin: sql(format!("{} {}", claimed(&table), answered())),
             begin_again: observed(CLAIM_AGAIN),
             confirm: sql(format!(
                 "UPDATE {table} r SET owner = r.owner

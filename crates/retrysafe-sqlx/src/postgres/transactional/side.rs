@@ -34,8 +34,8 @@ const GLANCE: Duration = Duration::from_millis(20);
 pub(crate) struct PostgresSide {
     pool: PgPool,
     records: PostgresStore,
-    begin: SqlStr,
-    /// As the ordinary ones, with a bound for how long they wait.
+    begin: String,
+    /// As the ordinary ones, and they give the handler its own `lock_timeout` back.
     claim_first: SqlStr,
     claim: SqlStr,
     claim_again: SqlStr,
@@ -44,7 +44,7 @@ pub(crate) struct PostgresSide {
     finish: SqlStr,
     /// `$1` id, `$2` owner.
     is_own: SqlStr,
-    /// `$1` id, `$2` owner, `$3` lease, `$4` the bound. No row: it is not the live attempt.
+    /// `$1` id, `$2` owner, `$3` lease. No row: it is not the live attempt.
     reopen: SqlStr,
     /// `$1` id, `$2` owner, `$3` lease, `$4` what phases have come to, if that is new. No row: as for
     /// `finish`.
@@ -68,11 +68,6 @@ enum Claimed {
     Again,
 }
 
-/// The text of a `lock_timeout`, of which 0 would be none.
-fn setting(lock_timeout: Duration) -> String {
-    format!("{}ms", lock_timeout.as_millis().max(1))
-}
-
 impl PostgresSide {
     pub(super) fn new(
         pool: PgPool,
@@ -87,7 +82,7 @@ impl PostgresSide {
         let own = "r.id = $1 AND r.owner = $2 AND r.layout = 1 AND r.state = 0 \
             AND r.xmin::text::bigint = txid_current() & 4294967295";
         Self {
-            begin: sql(format!("BEGIN{}", level.unwrap_or_default())),
+            begin: format!("BEGIN{}", level.unwrap_or_default()),
             claim_first: sql(statements::claim_first(&table)),
             claim: sql(statements::claim(&table)),
             claim_again: sql(statements::claim_again(&table)),
@@ -116,6 +111,17 @@ impl PostgresSide {
 
     fn shared(&self) -> &Shared {
         &self.records.shared
+    }
+
+    /// One request: the bound goes on until the claim is granted.
+    fn begin(&self, lock_timeout: Duration) -> SqlStr {
+        let milliseconds = lock_timeout.as_millis().max(1);
+        AssertSqlSafe(format!(
+            "{}; SELECT set_config('retrysafe.lock_timeout', current_setting('lock_timeout'), true), \
+             set_config('lock_timeout', '{milliseconds}ms', true)",
+            self.begin
+        ))
+        .into_sql_str()
     }
 
     /// A connection of the pool. Nothing was sent before there is one.
@@ -153,10 +159,10 @@ impl PostgresSide {
         claim: &Claim,
         lock_timeout: Duration,
     ) -> Result<Opened<Postgres>, Failure> {
-        let opened = open(connection, self.begin.clone()).await;
+        let opened = open(connection, self.begin(lock_timeout)).await;
         let mut transaction = opened.map_err(|error| self.failed(error))?;
         failpoint::reached("after BEGIN");
-        let claimed = self.claim_in(&mut transaction, claim, any, lock_timeout).await;
+        let claimed = self.claim_in(&mut transaction, claim, any).await;
         if let Ok(Claimed::Granted(acquired)) = claimed {
             return Ok(Opened::Granted(transaction, acquired));
         }
@@ -176,25 +182,23 @@ impl PostgresSide {
         transaction: &mut PgConnection,
         claim: &Claim,
         any: bool,
-        lock_timeout: Duration,
     ) -> Result<Claimed, Failure> {
-        let of_claim = |statement: Statement| {
+        let bound = |statement: Statement| {
             statement
                 .bind(claim.owner.to_bytes().to_vec())
                 .bind(claim.fingerprint.encode())
                 .bind(interval(claim.lease))
                 .bind(interval(claim.retention))
-                .bind(setting(lock_timeout))
         };
         let first = Acquired { attempt: 1, fence: 1, previous_vanished: false };
         if !any {
-            let row = of_claim(statement(&self.claim_first).bind(&claim.id.as_bytes()[..]))
+            let row = bound(statement(&self.claim_first).bind(&claim.id.as_bytes()[..]))
                 .fetch_optional(&mut *transaction)
                 .await
                 .map_err(|error| self.failed(error))?;
             return Ok(row.map_or(Claimed::Again, |_| Claimed::Granted(first)));
         }
-        let row = of_claim(statement(&self.claim).bind(&claim.id.as_bytes()[..]))
+        let row = bound(statement(&self.claim).bind(&claim.id.as_bytes()[..]))
             .fetch_optional(&mut *transaction)
             .await
             .map_err(|error| self.failed(error))?;
@@ -206,7 +210,7 @@ impl PostgresSide {
         if let Some(found) = stands_against(record.clone(), claim) {
             return Ok(Claimed::Found(found));
         }
-        let row = of_claim(observed(&self.claim_again, &record))
+        let row = bound(observed(&self.claim_again, &record))
             .fetch_optional(transaction)
             .await
             .map_err(|error| self.failed(error))?;
@@ -344,10 +348,9 @@ impl Side for PostgresSide {
             let connection = self.connection(until).await?;
             // Half of it, so that who holds the row is told from a server that is gone.
             let bound = until.saturating_duration_since(Instant::now()) / 2;
-            let opened = open(connection, self.begin.clone()).await;
+            let opened = open(connection, self.begin(bound)).await;
             let mut transaction = opened.map_err(|error| self.undone(self.failed(error)))?;
             let reopen = of_owner(&self.reopen, lease).bind(interval(lease_for));
-            let reopen = reopen.bind(setting(bound));
             match reopen.fetch_optional(&mut *transaction).await {
                 Ok(row) => return Ok(row.map(|_| transaction)),
                 Err(error) => match self.failed(error) {
