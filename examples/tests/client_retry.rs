@@ -65,10 +65,13 @@ async fn client_retry(url: &str, arguments: &[&str]) -> (String, Vec<u64>) {
         .await
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let last = said.lines().last().unwrap().to_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    let Some(last) = said.lines().last() else { panic!("{error}") };
     let numbers = last.split(' ').map(|it| it.split_once('=').unwrap().1.parse().unwrap());
-    (said.clone(), numbers.collect())
+    let numbers: Vec<u64> = numbers.collect();
+    // Neither unknown nor failed.
+    assert_eq!(output.status.success(), numbers[2..4] == [0, 0], "{said}{error}");
+    (said.clone(), numbers)
 }
 
 #[tokio::test(flavor = "multi_thread")]

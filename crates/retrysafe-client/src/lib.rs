@@ -124,6 +124,8 @@ pub use retrysafe_core::{
         Spelling, Unknown, VOLATILE_FIELDS, business_key, business_key_v5,
     },
 };
+/// What requests, answers and errors are made of.
+pub use {reqwest, reqwest_middleware};
 
 /// The code in the guides compiles.
 #[cfg(doctest)]

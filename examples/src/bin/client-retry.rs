@@ -55,7 +55,9 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // Some failed, or nobody knows what became of them: the last lines say how many.
+        Ok(false) => ExitCode::FAILURE,
         Err(line) => {
             eprintln!("client-retry: {line}");
             ExitCode::FAILURE
@@ -71,7 +73,8 @@ struct Count {
     failed: u64,
 }
 
-async fn run(arguments: Arguments) -> Result<(), String> {
+/// Whether every order, and every one of an earlier run, was answered well.
+async fn run(arguments: Arguments) -> Result<bool, String> {
     let attempts = Attempts::default();
     let mut retries = RetryPolicy::default();
     retries.attempts = arguments.attempts;
@@ -85,13 +88,18 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     let client = builder.build().map_err(|error| error.to_string())?;
 
     // What an earlier run does not know the outcome of.
+    let mut all_resumed = true;
     for resumed in client.resume().await.map_err(|error| told(&error))? {
         match resumed.outcome() {
             ResumedOutcome::Answered(response) => {
                 println!("resumed {}: {}", resumed.operation(), response.status());
             }
-            ResumedOutcome::Unknown(unknown) => println!("still unknown: {unknown}"),
+            ResumedOutcome::Unknown(unknown) => {
+                all_resumed = false;
+                println!("still unknown: {unknown}");
+            }
             ResumedOutcome::Failed(error) => {
+                all_resumed = false;
                 println!("not resumed {}: {}", resumed.operation(), told(error));
             }
         }
@@ -107,12 +115,15 @@ async fn run(arguments: Arguments) -> Result<(), String> {
                 count.succeeded += 1;
                 continue;
             }
-            Err(error) if OutcomeUnknown::of(&error).is_some() => {
-                count.unknown += 1;
-                continue;
-            }
             Ok(status) => status.to_string(),
-            Err(error) => told(&error),
+            Err(error) => match OutcomeUnknown::of(&error) {
+                Some(unknown) => {
+                    println!("unknown: {unknown}");
+                    count.unknown += 1;
+                    continue;
+                }
+                None => told(&error),
+            },
         };
         if count.failed == 0 {
             eprintln!("the first that failed: {failure}");
@@ -127,7 +138,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         count.failed,
         attempts.0.load(Ordering::Relaxed),
     );
-    Ok(())
+    Ok(all_resumed && count.unknown + count.failed == 0)
 }
 
 /// Places one order, under a key of its own that all its attempts share. Says how it was answered.

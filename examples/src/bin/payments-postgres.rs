@@ -36,7 +36,10 @@ use retrysafe_axum::{
 };
 use retrysafe_sqlx::{PostgresTransaction, TransactionalPostgres, is_conflict};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool, postgres::PgPoolOptions};
+use sqlx::{
+    Connection as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::{net::TcpListener, time};
 use uuid::Uuid;
 
@@ -75,7 +78,17 @@ const CONNECTIONS: u32 = 16;
 #[tokio::main]
 async fn main() -> ExitCode {
     let served = match Arguments::parse().role {
-        Role::Serve { listen, database, processor } => serve(listen, &database, processor).await,
+        Role::Serve { listen, database, processor } => {
+            let known =
+                database.starts_with("postgres://") || database.starts_with("postgresql://");
+            let Some(database) = known.then(|| database.parse().ok()).flatten() else {
+                eprintln!(
+                    "payments-postgres: --database is postgres://USER:PASSWORD@HOST/DATABASE"
+                );
+                return ExitCode::from(2);
+            };
+            serve(listen, database, processor).await
+        }
         Role::Processor { listen } => run_processor(listen).await,
     };
     match served {
@@ -87,12 +100,19 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(listen: SocketAddr, database: &str, processor: String) -> Result<(), String> {
-    let pool = PgPoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .connect(database)
-        .await
-        .map_err(|error| failed("the database can't be reached", &error))?;
+async fn serve(
+    listen: SocketAddr,
+    database: PgConnectOptions,
+    processor: String,
+) -> Result<(), String> {
+    // A pool would try for half a minute before it says that nobody is there.
+    let first = PgConnection::connect_with(&database).await.map_err(|error| {
+        let why =
+            error.as_database_error().map_or_else(|| error.to_string(), |it| it.message().into());
+        failed(&format!("{}:{}", database.get_host(), database.get_port()), &why)
+    })?;
+    let _ = first.close().await;
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).connect_lazy_with(database);
     sqlx::raw_sql(LEDGER)
         .execute(&pool)
         .await
@@ -241,7 +261,9 @@ async fn post_entry(
     let change = "UPDATE account SET balance = balance + $2 WHERE name = $1 AND balance + $2 >= 0";
     let changed = sqlx::query(change).bind(account).bind(amount).execute(&mut *transaction).await?;
     if changed.rows_affected() == 0 {
-        return Err(if amount < 0 { Refused::NotEnough } else { Refused::NoSuchAccount });
+        let known = sqlx::query("SELECT FROM account WHERE name = $1").bind(account);
+        let known = known.fetch_optional(transaction).await?.is_some();
+        return Err(if known { Refused::NotEnough } else { Refused::NoSuchAccount });
     }
     let entry = "INSERT INTO entry (id, account, amount, reference) VALUES ($1, $2, $3, $4)";
     sqlx::query(entry)
@@ -372,11 +394,27 @@ async fn answer(listen: SocketAddr, app: Router) -> Result<(), String> {
         .map_err(|error| failed(&format!("can't listen on {listen}"), &error))?;
     let address = listener.local_addr().map_err(|error| failed("no address", &error))?;
     println!("listening on http://{address}");
-    let stop = async {
-        let _ = tokio::signal::ctrl_c().await;
-    };
-    let served = axum::serve(listener, app).with_graceful_shutdown(stop).await;
+    let served = axum::serve(listener, app).with_graceful_shutdown(stop_signal()).await;
     served.map_err(|error| failed("the server failed", &error))
+}
+
+/// Ends with the first SIGINT or SIGTERM.
+async fn stop_signal() {
+    #[cfg(unix)]
+    let terminated = async {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<Option<()>>();
+
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
 }
 
 fn failed(what: &str, error: &dyn Display) -> String {

@@ -140,6 +140,7 @@ async fn a_standby_and_a_read_only_database_are_refused() {
     let url = pair.primary.fresh_database().await;
     let table = Table::at(&url).await;
     let store = table.open().await;
+    pair.standby_has_replayed().await;
     let error = refused(PostgresStore::builder(pair.on_standby(&url)).table(&table.name)).await;
     assert_says(&error, OpenErrorKind::Unsuitable, "it is a standby");
     let pool = PgPoolOptions::new().connect(&pair.on_standby(&url)).await.unwrap();

@@ -59,6 +59,19 @@ impl PostgresPair {
         Authority::of(url).at(self.standby.addr())
     }
 
+    /// Returns when all that the primary has written can be seen on the standby, which has it on its disk
+    /// a little earlier.
+    ///
+    /// # Panics
+    ///
+    /// If that takes too long.
+    pub async fn standby_has_replayed(&self) {
+        let written = self.primary.query("SELECT pg_current_wal_lsn()").await;
+        let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        let seen = async || self.standby.query(&replayed).await == "t";
+        until("the standby has replayed what was written", seen).await;
+    }
+
     /// Makes the standby a primary that waits for nobody. Returns when it takes writes.
     ///
     /// # Panics
