@@ -96,6 +96,10 @@ async fn bad_input_is_a_clear_error_and_nothing_is_sent() {
         assert_eq!(kind, ErrorKind::NoKey);
         assert!(why.contains(says), "{why}");
     }
+    // As the guide prints it.
+    let request = client().post(server.url("/")).header("idempotency-key", "");
+    let said = format!("{:#}", request.send().await.unwrap_err());
+    assert!(said.contains("nothing was sent") && said.contains("empty"), "{said}");
     let adyen = builder().dialect(Dialect::adyen()).build().unwrap();
     let key = IdempotencyKey::new(&"x".repeat(65)).unwrap();
     let (_, why) = refused(adyen.post(server.url("/")).with_extension(key).send().await);
