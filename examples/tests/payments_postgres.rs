@@ -78,7 +78,38 @@ async fn a_transfer_happens_once_and_a_refusal_not_at_all() {
         let refused = bank.post("/transfers", "two", &nobody).await.unwrap();
         assert_eq!((refused.status, refused.replayed), (StatusCode::NOT_FOUND, replayed));
     }
+    let nobodys = json!({ "from": "nobody", "to": "bob", "amount": 5 });
+    let refused = bank.post("/transfers", "three", &nobodys).await.unwrap();
+    assert_eq!((refused.status, &*refused.body), (StatusCode::NOT_FOUND, "no such account"));
     assert_eq!(bank.get("/accounts").await, json!({ "alice": 8750, "bob": 1250 }));
+}
+
+#[tokio::test]
+async fn what_can_not_be_used_is_one_clear_line() {
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("postgres://pay:secret@{nowhere}/ledger");
+    for (database, code, says) in [
+        ("ledger", 2, "--database is postgres://"),
+        ("mysql://pay:secret@localhost/ledger", 2, "--database is postgres://"),
+        (&url, 1, &*nowhere.to_string()),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_payments-postgres"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--database", database])
+            .output();
+        let output = output.await.unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}");
+        assert!(line.lines().count() == 1 && line.contains(says), "{line}");
+        assert!(!line.contains("secret"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn sigterm_ends_it_well() {
+    let mut processor = Process::start(&["processor"]).await;
+    let id = processor.child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &id]).status().await.unwrap().success());
+    assert!(processor.child.wait().await.unwrap().success());
 }
 
 #[tokio::test]

@@ -165,8 +165,9 @@ impl<T: FromAttempt> Phases<T> {
 
     /// Does something in the service's own database, or gives back what came of it in an earlier
     /// attempt. What `work` writes in the transaction and what it answers are committed together.
-    /// `Err` undoes it, and it may be tried again. (If nothing was committed before, the claim is undone with it on PostgreSQL
-    /// and MySQL, and the attempt can only answer that it failed or refuses.)
+    /// `Err` undoes it, and it may be tried again. (If nothing was committed before, the claim is
+    /// undone with it on PostgreSQL and MySQL, and the attempt can only answer that it failed or
+    /// refuses.)
     ///
     /// # Errors
     ///

@@ -1,9 +1,12 @@
 //! C1, C2: which key a request has, and what happens where it can have none.
 
+use axum::{Router, http::StatusCode, routing::post};
+use retrysafe_axum::{Fingerprinter, IdempotencyLayer, IdempotentRouter as _, MemoryStore, Scope};
 use retrysafe_client::{
     ContentKey, Dialect, Error, ErrorKind, IdempotencyKey, KeySource, Quoting, Spelling,
-    business_key,
+    VOLATILE_FIELDS, business_key,
 };
+use tokio::net::TcpListener;
 
 use crate::support::{Server, answer, builder, client};
 
@@ -127,4 +130,29 @@ fn what_does_not_fit_is_found_when_the_client_is_built() {
     assert_eq!(refused.setting(), "key");
     assert!(refused.to_string().contains("longer than square takes (45)"), "{refused}");
     assert!(content(Spelling::Uuid).is_ok());
+}
+
+/// What the key leaves out, the server has to leave out as well: it compares bodies.
+#[tokio::test]
+async fn a_content_key_wants_a_server_that_compares_alike() {
+    let pointers = || VOLATILE_FIELDS.iter().map(|it| it.parse().unwrap());
+    for (fingerprinter, status) in
+        [(Fingerprinter::json_without(pointers()).unwrap(), 201), (Fingerprinter::default(), 422)]
+    {
+        let layer = IdempotencyLayer::builder(MemoryStore::new(), Scope::shared());
+        let layer = layer.settings(|settings| settings.fingerprinter = fingerprinter);
+        let app = Router::new().route("/orders", post(async || StatusCode::CREATED));
+        let app = app.idempotent(layer.build().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/orders", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+
+        let content = ContentKey::builder().exclude_all(VOLATILE_FIELDS).build().unwrap();
+        let client = builder().keys(KeySource::Content(content)).build().unwrap();
+        let order = |body: &'static str| client.post(&*url).body(body).send();
+        let first = order(r#"{"item":"book","timestamp":1}"#).await.unwrap();
+        assert_eq!(first.status(), 201);
+        let retry = order(r#"{ "timestamp": 2, "item": "book" }"#).await.unwrap();
+        assert_eq!(retry.status(), status);
+    }
 }
