@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use retrysafe_core::Store as _;
+use retrysafe_nats::NatsStore;
 use retrysafe_testkit::servers::{NatsServer, Wire};
 use tokio::time::timeout;
 
-use crate::{LONG, PATIENCE, acquire, claim, complete, operation, patient, raw, stream};
+use crate::{LONG, PATIENCE, acquire, claim, complete, operation, patient, raw, stream, until};
 
 #[tokio::test]
 async fn changed_is_told_by_the_server_after_it_has_stored() {
@@ -37,14 +38,20 @@ async fn changed_outlives_a_lost_connection() {
     let wire = Wire::to(server.addr()).await;
     let name = stream();
     let there = patient(server.url()).stream(&name).open().await.unwrap();
-    let here = patient(wire.url_for(&server.url())).stream(&name).open().await.unwrap();
+    // A question that a lost connection took along is never answered: it is asked again after this.
+    let here = NatsStore::builder(wire.url_for(&server.url())).timeout(Duration::from_secs(1));
+    let here = here.stream(&name).open().await.unwrap();
     let owned = claim(operation());
     let lease = acquire(&there, &owned).await;
     let id = owned.id;
+    let mut asked = wire.round_trips();
     let waiting = tokio::spawn(async move { here.changed(&id, 1, LONG).await });
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        wire.reset().await;
+    for lost in 0..=3 {
+        if lost > 0 {
+            wire.reset().await;
+            asked = wire.round_trips() + 1; // connecting is one
+        }
+        until("it asks", async || (wire.round_trips() > asked).then_some(())).await;
     }
     assert!(!waiting.is_finished(), "nothing has changed");
     complete(&there, &owned, &lease, "done").await;
