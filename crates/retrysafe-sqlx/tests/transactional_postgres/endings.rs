@@ -148,16 +148,25 @@ async fn a_handler_that_wants_no_transaction_is_recorded_all_the_same() {
 
 #[tokio::test]
 async fn the_handler_waits_for_locks_as_its_pool_does() {
-    let bank = Bank::new().await;
-    let app = bank.app(|Transaction(mut transaction): Tx| async move {
-        let bound = sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *transaction);
-        bound.await.unwrap_or_else(|_: sqlx::Error| String::new())
-    });
-    assert_eq!(app.post("one").await.body.unwrap(), "0");
-    // Of a key that was released before, too.
-    let release = bank.app(|| async { StatusCode::TOO_MANY_REQUESTS });
-    release.post("two").await;
-    assert_eq!(app.post("two").await.body.unwrap(), "0");
+    for expected in ["0", "7s"] {
+        let unset = Bank::new().await;
+        let set = format!(
+            "DO $$ BEGIN EXECUTE
+                format('ALTER DATABASE %I SET lock_timeout = %L', current_database(), '{expected}');
+            END $$"
+        );
+        unset.run(&set).await;
+        let bank = Bank::at(&unset.url, 10, |store| store).await;
+        let app = bank.app(|Transaction(mut transaction): Tx| async move {
+            let bound = sqlx::query_scalar("SHOW lock_timeout").fetch_one(&mut *transaction);
+            bound.await.unwrap_or_else(|_: sqlx::Error| String::new())
+        });
+        assert_eq!(app.post("one").await.body.unwrap(), expected);
+        // Of a key that was released before, too.
+        let release = bank.app(|| async { StatusCode::TOO_MANY_REQUESTS });
+        release.post("two").await;
+        assert_eq!(app.post("two").await.body.unwrap(), expected);
+    }
 }
 
 #[tokio::test]
