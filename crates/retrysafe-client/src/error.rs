@@ -101,20 +101,21 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.0 {
             Kind::NoKey(_) => "the operation has no key, so nothing was sent",
-            Kind::Journal(_) => "the request can't be written to the journal, so nothing was sent",
             Kind::Unknown(_) => "the call ended without an answer",
             Kind::TimedOut => "the server did not answer in time",
             Kind::NotShared => "another call of this process was answered with a stream",
             Kind::Inner(_) => "the request failed",
         })
     }
+            // Whole, so that printed alone it names the file and says what to do.
+            Kind::Journal(error) => return write!(f, "nothing was sent: {error}"),
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0 {
             Kind::NoKey(error) => Some(error),
-            Kind::Journal(error) => Some(error),
+            Kind::Journal(error) => error.source(),
             Kind::Unknown(error) => Some(&**error),
             Kind::Inner(error) => Some(&**error),
             Kind::TimedOut | Kind::NotShared => None,

@@ -70,8 +70,11 @@ impl RetryPolicy {
         if self.attempt_timeout.is_zero() {
             return error("attempt_timeout", "must be longer than zero");
         }
-        if self.backoff.cap > LONGEST || self.max_retry_after > LONGEST {
-            return error("backoff", "no pause may be longer than a year");
+        if self.backoff.cap > LONGEST {
+            return error("backoff_cap", "must not be longer than a year");
+        }
+        if self.max_retry_after > LONGEST {
+            return error("max_retry_after", "must not be longer than a year");
         }
         self.budget.validate()
     }
