@@ -176,7 +176,8 @@ mod tests {
         assert_eq!(refused(|it| it.attempts = 0), "attempts");
         assert_eq!(refused(|it| it.deadline = Duration::ZERO), "deadline");
         assert_eq!(refused(|it| it.attempt_timeout = Duration::ZERO), "attempt_timeout");
-        assert_eq!(refused(|it| it.backoff.cap = Duration::MAX), "backoff");
+        assert_eq!(refused(|it| it.backoff.cap = Duration::MAX), "backoff_cap");
+        assert_eq!(refused(|it| it.max_retry_after = Duration::MAX), "max_retry_after");
         assert_eq!(refused(|it| it.budget.transient = 0), "retry_budget");
         assert!(RetryPolicy::default().validate().is_ok());
     }
