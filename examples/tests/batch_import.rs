@@ -233,7 +233,7 @@ fn of_many_lines_that_are_gone_ten_are_named() {
 fn a_file_that_cannot_be_read_is_not_one_without_lines() {
     let import = Import::of(0);
     let mut command = Command::new(env!("CARGO_BIN_EXE_batch-import"));
-    command.arg(import.path(".")).args(["--store", "memory:", "--out"]);
+    command.arg(import.path(".")).args(["--store", &import.store(), "--out"]);
     let output = command.arg(import.path("out.csv")).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -255,8 +255,9 @@ fn a_second_import_into_one_file_is_refused_while_the_first_runs() {
 #[test]
 fn bad_input_is_one_clear_line_and_imports_nothing() {
     for (text, store, code, says) in [
-        ("id,customer,cents\na,alice,ten\n", "memory:", 1, "lines.csv"),
-        ("id,customer\na,alice\n", "memory:", 1, "missing field"),
+        ("id,customer,cents\na,alice,ten\n", "sqlite:unread.db", 1, "lines.csv"),
+        ("id,customer\na,alice\n", "sqlite:unread.db", 1, "missing field"),
+        ("id,customer,cents\n", "memory:", 2, "would import it again"),
         ("id,customer,cents\n", "sqllite:import.db", 2, "`sqllite:`"),
         ("id,customer,cents\n", "sqlite:/no/such/directory/import.db", 1, "/no/such/directory"),
     ] {
@@ -271,4 +272,14 @@ fn bad_input_is_one_clear_line_and_imports_nothing() {
         assert_eq!(line.lines().count(), 1, "{line}");
         assert!(output.stdout.is_empty() && import.imported().is_empty());
     }
+}
+
+#[test]
+fn none_at_once_is_refused() {
+    let import = Import::of(1);
+    let output = import.command().args(["--concurrency", "0"]).output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{line}");
+    assert_eq!(line, "batch-import: --concurrency: must be 1 or more\n");
+    assert!(import.imported().is_empty());
 }

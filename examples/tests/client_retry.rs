@@ -143,6 +143,21 @@ async fn bad_input_is_one_clear_line() {
     let output = Command::new(env!("CARGO_BIN_EXE_client-retry")).arg("orders").output();
     let line = String::from_utf8(output.await.unwrap().stderr).unwrap();
     assert!(line.contains("'orders' for '<URL>'"), "{line}");
+    for (flag, says) in
+        [("--concurrency", "--concurrency: must be 1"), ("--attempts", "attempts: ")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_client-retry"))
+            .args(["http://127.0.0.1:1/orders", flag, "0"])
+            .output()
+            .await
+            .unwrap();
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(line.contains(says) && line.lines().count() == 1, "{line}");
+    }
+    // Nothing to send is not an error: that is how an earlier run is resumed.
+    let (said, _) = client_retry("http://127.0.0.1:1/orders", &["--calls", "0"]).await;
+    assert_eq!(said, "calls=0 succeeded=0 unknown=0 failed=0 attempts=0\n");
     // Nobody there: nothing was done, and nothing is unknown.
     let (said, numbers) = client_retry("http://127.0.0.1:1/orders", &["--calls", "2"]).await;
     assert_eq!(numbers[..4], [2, 0, 0, 2], "{said}");

@@ -47,11 +47,12 @@ fn each_order_is_shipped_once_however_many_consumers_there_are() {
 
 #[test]
 fn bad_input_is_one_clear_line() {
-    for (store, code, says) in [
-        ("sqllite:shipping.db", 2, "`sqllite:`"),
-        ("sqlite:/no/such/directory/shipping.db", 1, "/no/such/directory"),
+    for (flag, value, code, says) in [
+        ("--consumers", "0", 2, "--consumers: must be 1 or more"),
+        ("--store", "sqllite:shipping.db", 2, "`sqllite:`"),
+        ("--store", "sqlite:/no/such/directory/shipping.db", 1, "/no/such/directory"),
     ] {
-        let output = consume(&["--store", store]);
+        let output = consume(&[flag, value]);
         let line = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{line}");
         assert!(line.starts_with("once-consumer: ") && line.contains(says), "{line}");

@@ -8,9 +8,9 @@ mod guide;
 mod journal;
 mod orders;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Args;
+use clap::{Arg, Args};
 use tokio_util::sync::CancellationToken;
 
 use self::orders::Orders;
@@ -31,15 +31,30 @@ pub(crate) struct DemoFlags {
     proxy: ProxyFlags,
 }
 
-/// For the help, whose flags are the proxy's: [`defaults`], and who the service is.
-pub(crate) const DEFAULTS: &str = "Where the demo differs from the proxy: --store is \
-                                   sqlite:retrysafe-demo.db, --lease is 5s, --admin is off, and \
-                                   --upstream is refused, because the service is the demo's own.";
+/// The help of a flag of the proxy, as it is in the demo: with its [`defaults`], and without what is
+/// about the service, which is the demo's own, or the log, which is for people.
+pub(crate) fn in_the_demo(flag: Arg) -> Arg {
+    let (proxys, own) = match flag.get_id().as_str() {
+        "store" => ("sqlite:retrysafe.db", DEFAULT_STORE),
+        "lease" => ("30s", "5s"),
+        "admin" => ("127.0.0.1:9090, if it is free", "off"),
+        "upstream" | "upstream_h2c" | "connect_timeout" | "upstream_idle" | "log_format" => {
+            return flag.hide(true);
+        }
+        _ => return flag,
+    };
+    let Some(help) = flag.get_help() else { return flag };
+    let [proxys, own] = [proxys, own].map(|default| format!("[default: {default}]"));
+    let help = help.to_string().replace(&proxys, &own);
+    flag.help(help)
+}
+
+const DEFAULT_STORE: &str = "sqlite:retrysafe-demo.db";
 
 /// What the demo does unless it is told otherwise: a lease that is short enough to see it end.
 fn defaults() -> ProxyFlags {
     let mut flags = ProxyFlags::default();
-    flags.process.store = Some("sqlite:retrysafe-demo.db".to_owned());
+    flags.process.store = Some(DEFAULT_STORE.to_owned());
     flags.process.admin = Some(AdminAddress(None));
     flags.default.lease = Some(Span(Duration::from_secs(5)));
     flags
@@ -71,8 +86,17 @@ pub(crate) async fn run(flags: DemoFlags) -> Result<(), Failure> {
 
     let stop = signals::stop_token()?;
     let guide = guide::Guide::new(&config);
-    proxy::run(config, stop, move |address, store_url| guide.print(address, store_url)).await
+    let ended = proxy::run(config, stop, move |address, store_url| guide.print(address, store_url));
+    ended.await.map_err(|failure| match failure {
+        Failure::Listen(error) if error.kind() == ErrorKind::AddrInUse => Failure::Run(format!(
+            "{error}; choose another address: --listen {ANOTHER}, or make demo ARGS=\"--listen {ANOTHER}\""
+        )),
+        failure => failure,
+    })
 }
+
+/// An address that is likely to be free.
+const ANOTHER: &str = "127.0.0.1:4000";
 
 /// The start of the names of the demo's own files: next to the store.
 fn beside(store_url: &str) -> PathBuf {

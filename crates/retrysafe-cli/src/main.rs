@@ -37,7 +37,7 @@ enum Command {
     /// Stands in front of a service and makes retries safe
     Proxy(Box<ProxyFlags>),
     /// Runs an orders API behind the proxy and prints curl lines to try
-    #[command(after_help = demo::DEFAULTS)]
+    #[command(mut_args(demo::in_the_demo))]
     Demo(Box<demo::DemoFlags>),
     /// Shows and changes the records of a store
     Keys(keys::KeysFlags),
@@ -58,6 +58,9 @@ pub(crate) enum Failure {
     /// The configuration can't be used: exit code 2.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// Where clients connect to can't be listened on: exit code 1.
+    #[error("{0}")]
+    Listen(io::Error),
     /// Anything else: exit code 1.
     #[error("{0}")]
     Run(String),

@@ -56,7 +56,7 @@ pub(crate) async fn run(
         .build()
         .map_err(ConfigError::from)?;
     let proxy = Proxy::new(&config, &upstream, &engine)?;
-    let listener = Listener::bind(config.listen).await?;
+    let listener = Listener::bind(config.listen).await.map_err(Failure::Listen)?;
     let running = Running::default();
     let operators = CancellationToken::new();
     if let Some(listener) = bind_admin(config.admin).await? {

@@ -132,6 +132,40 @@ fn a_busy_port_is_said_in_one_line() {
 }
 
 #[test]
+fn a_demo_whose_port_is_busy_says_how_to_choose_another() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = retrysafe();
+    let (code, error) = ends(demo.current_dir(&folder).args(["demo", "--listen", &listen]));
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    let busy = format!("error: can't listen on {listen}: another process listens there; ");
+    assert!(error.starts_with(&busy), "{error}");
+    assert!(error.contains("make demo ARGS=\"--listen 127.0.0.1:4000\""), "{error}");
+}
+
+#[test]
+fn the_help_of_the_demo_is_about_the_demo() {
+    let help = |arguments: &[&str]| {
+        let help = String::from_utf8(retrysafe().args(arguments).output().unwrap().stdout).unwrap();
+        // Lines are broken anywhere.
+        help.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let (demo, proxy) = (help(&["demo", "--help"]), help(&["proxy", "--help"]));
+    for own in [
+        "[default: sqlite:retrysafe-demo.db]",
+        "renewing it [default: 5s]",
+        "[default: off]",
+        "--payment",
+    ] {
+        assert!(demo.contains(own) && !proxy.contains(own), "{own}: {demo}");
+    }
+    for proxys in ["--upstream <URL>", "--log-format", "sqlite:retrysafe.db", "127.0.0.1:9090"] {
+        assert!(!demo.contains(proxys) && proxy.contains(proxys), "{proxys}: {demo}");
+    }
+}
+
+#[test]
 fn a_flag_outranks_a_variable_which_outranks_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let dead = nowhere();

@@ -201,7 +201,9 @@ impl ClientConfig {
         let mut dialect = match &self.preset {
             None => Dialect::draft07(),
             Some(Text(name)) => Dialect::by_name(name).ok_or_else(|| {
-                ConfigError::new("preset", format!("there is none of the name `{name}`"))
+                let names: Vec<_> = Dialect::presets().map(|it| it.name).collect();
+                let names = names.join(", ");
+                ConfigError::new("preset", format!("there is no `{name}`: choose one of {names}"))
             })?,
         };
         match (&self.header, &self.key_in_body) {

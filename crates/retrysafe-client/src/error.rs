@@ -24,6 +24,7 @@ enum Kind {
     Unknown(Box<OutcomeUnknown>),
     TimedOut,
     NotShared,
+    NoTls(BoxError),
     Inner(BoxError),
 }
 
@@ -43,6 +44,8 @@ pub enum ErrorKind {
     TimedOut,
     /// Another call of this process was answered with a stream, which can't be shared.
     NotShared,
+    /// The URL is `https:`, and reqwest was built without TLS. Nothing was sent.
+    NoTls,
     /// The inner service failed.
     Inner,
 }
@@ -56,6 +59,7 @@ impl Error {
             Kind::Unknown(_) => ErrorKind::OutcomeUnknown,
             Kind::TimedOut => ErrorKind::TimedOut,
             Kind::NotShared => ErrorKind::NotShared,
+            Kind::NoTls(_) => ErrorKind::NoTls,
             Kind::Inner(_) => ErrorKind::Inner,
         }
     }
@@ -92,6 +96,10 @@ impl Error {
         Self(Kind::NotShared)
     }
 
+    pub(crate) fn no_tls(error: impl Into<BoxError>) -> Self {
+        Self(Kind::NoTls(error.into()))
+    }
+
     pub(crate) fn inner(error: impl Into<BoxError>) -> Self {
         Self(Kind::Inner(error.into()))
     }
@@ -100,11 +108,16 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.0 {
+            // Whole, so that printed alone it names the file and says what to do.
+            Kind::Journal(error) => return write!(f, "nothing was sent: {error}"),
             Kind::NoKey(_) => "the operation has no key, so nothing was sent",
-            Kind::Journal(_) => "the request can't be written to the journal, so nothing was sent",
             Kind::Unknown(_) => "the call ended without an answer",
             Kind::TimedOut => "the server did not answer in time",
             Kind::NotShared => "another call of this process was answered with a stream",
+            Kind::NoTls(_) => {
+                "nothing was sent: https needs TLS, and this reqwest is built without; turn on its \
+                 feature `rustls` or `native-tls`"
+            }
             Kind::Inner(_) => "the request failed",
         })
     }
@@ -114,9 +127,9 @@ impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0 {
             Kind::NoKey(error) => Some(error),
-            Kind::Journal(error) => Some(error),
+            Kind::Journal(error) => error.source(),
             Kind::Unknown(error) => Some(&**error),
-            Kind::Inner(error) => Some(&**error),
+            Kind::NoTls(error) | Kind::Inner(error) => Some(&**error),
             Kind::TimedOut | Kind::NotShared => None,
         }
     }

@@ -1,6 +1,7 @@
 //! The journal: keys and requests, durable before they are sent, so that a process that died can find
 //! out what became of them.
 
+mod error;
 mod file;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -13,10 +14,10 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, StatusCode};
 use retrysafe_core::{IdempotencyKey, OperationId};
 
-pub use self::file::FileJournal;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteJournal;
-use crate::{BoxError, secrets::is_secret};
+pub use self::{error::JournalError, file::FileJournal};
+use crate::secrets::is_secret;
 
 /// Where keys and requests are kept.
 ///
@@ -151,24 +152,5 @@ impl fmt::Debug for Entry {
             .field("operation", &self.operation)
             .field("method", &self.method)
             .finish_non_exhaustive()
-    }
-}
-
-/// A journal that can't be used: what failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct JournalError {
-    what: String,
-    source: Option<BoxError>,
-}
-
-impl JournalError {
-    /// What failed, and why.
-    pub fn new(what: impl Into<String>, source: impl Into<BoxError>) -> Self {
-        Self { what: what.into(), source: Some(source.into()) }
-    }
-
-    fn because(what: impl Into<String>) -> Self {
-        Self { what: what.into(), source: None }
     }
 }

@@ -213,18 +213,18 @@ impl HttpTransport for Reqwest<'_> {
         };
         let sending = self.next.clone().run(request, self.extensions);
         let (sent, redirected) = redirect::watched(sending).await;
-        sent.map_err(|error| {
-            let end = match &error {
-                // A connection that fails after a redirect is not the first one.
-                reqwest_middleware::Error::Reqwest(error)
-                    if !redirected && (error.is_builder() || error.is_connect()) =>
-                {
-                    AttemptEnd::NotSent
-                }
-                // What another middleware says, nobody knows.
-                _ => AttemptEnd::Broken,
-            };
-            (error, end)
+        sent.map_err(|error| match error {
+            // A connection that fails after a redirect is not the first one.
+            reqwest_middleware::Error::Reqwest(error) if !redirected => {
+                let (end, without_tls) = (end_of(&error), is_without_tls(&error));
+                let error = match without_tls {
+                    true => reqwest_middleware::Error::middleware(Error::no_tls(error)),
+                    false => error.into(),
+                };
+                (error, end)
+            }
+            // What another middleware says, nobody knows.
+            error => (error, AttemptEnd::Broken),
         })
     }
 
@@ -269,6 +269,23 @@ impl HttpTransport for Reqwest<'_> {
     fn at_end(response: Response, tell: OnEnd) -> Response {
         map_body(response, |body| Body::wrap(EndingBody::telling(body, tell)))
     }
+}
+
+/// How an attempt ended that reqwest has no answer to, and that was not redirected.
+fn end_of(error: &reqwest::Error) -> AttemptEnd {
+    match error {
+        // A scheme that it does not know, a header that can't be: the same the next time.
+        _ if error.is_builder() || is_without_tls(error) => AttemptEnd::Unsendable,
+        _ if error.is_connect() => AttemptEnd::NotSent,
+        _ => AttemptEnd::Broken,
+    }
+}
+
+/// Whether the URL is `https:` and reqwest was built without TLS. It has no other way to say so.
+fn is_without_tls(error: &reqwest::Error) -> bool {
+    const SAYS: &str = "invalid URL, scheme is not http";
+    let error: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(error), |error| error.source()).any(|it| it.to_string() == SAYS)
 }
 
 /// The same response with the body that has been read of it. `asked` is the URL of the request,

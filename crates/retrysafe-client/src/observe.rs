@@ -53,6 +53,7 @@ pub(crate) fn attempt_ended(span: &Span, end: &AttemptEnd) {
         AttemptEnd::Answered(_) => "answered",
         AttemptEnd::Broken => "broken",
         AttemptEnd::NotSent => "not_sent",
+        AttemptEnd::Unsendable => "unsendable",
     };
     span.record("end", end);
     count!("retrysafe_client_attempts_total", "end" => end, ["answered", "broken", "not_sent"]);

@@ -159,6 +159,20 @@ fn c3_waiting_uses_no_attempt_and_no_token() {
 }
 
 #[test]
+fn c4_what_can_never_be_sent_is_not_tried_again() {
+    let tried = Tried::default();
+    for safety in [Safety::Keyed, Safety::NamedOnly, Safety::Idempotent, Safety::Bare] {
+        let mut call = tried.call(safety);
+        assert_eq!(tried.judge(&mut call, &AttemptEnd::Unsendable), Next::Failed, "{safety:?}");
+        assert!(call.surely_not_done());
+    }
+    // C5: one that may have been received is enough.
+    let ends = [AttemptEnd::Broken, AttemptEnd::Unsendable];
+    assert_eq!(tried.all(Safety::Keyed, &ends)[1], Next::Unknown(Unknown::Unsendable));
+    assert_eq!(tried.budget.tokens(), 500 - 14);
+}
+
+#[test]
 fn c3_retry_after_is_honoured_up_to_a_minute_and_never_past_the_deadline() {
     let tried = Tried::default();
     for (told, waits) in [(0, 500), (7, 7_500), (60, 60_500), (3_600, 60_500)] {

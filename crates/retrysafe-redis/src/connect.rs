@@ -10,8 +10,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ProtocolVersion, PushInfo, PushKind, Value,
-    aio::MultiplexedConnection, io::tcp::socket2::TcpKeepalive,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, Value, aio::MultiplexedConnection, io::tcp::socket2::TcpKeepalive,
 };
 
 use crate::{
@@ -138,7 +138,13 @@ impl Connector {
         config: AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, OpenError> {
         let connected = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        connected.map_err(|error| OpenError::connecting(&self.address, error))
+        connected.map_err(|error| {
+            let error = OpenError::connecting(&self.address, error);
+            match self.client.get_connection_info().addr() {
+                ConnectionAddr::TcpTls { .. } => error.over_tls(),
+                _ => error,
+            }
+        })
     }
 }
 

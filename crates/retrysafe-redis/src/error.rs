@@ -78,11 +78,22 @@ impl OpenError {
             OpenErrorKind::Database => {
                 format!("there is no such database ({said}); name another at the URL's end")
             }
-            OpenErrorKind::Tls => format!("no secure connection: {said}"),
+            OpenErrorKind::Tls => format!(
+                "TLS fails ({said}); a server that speaks no TLS there is redis://, and a certificate \
+                 has to be one that this machine trusts"
+            ),
             OpenErrorKind::Setting => said,
             _ => format!("it can't be reached ({said}); check the address and that it is running"),
         };
         Self { source: Some(Source::Redis(error)), ..Self::new(server, kind, problem) }
+    }
+
+    /// Over TLS, where a server that speaks none may just be silent.
+    pub(crate) fn over_tls(mut self) -> Self {
+        if self.kind == OpenErrorKind::Unreachable {
+            self.problem += ", and that it speaks TLS there: one that does not is redis://";
+        }
+        self
     }
 
     /// What a store needs was tried, and refused.

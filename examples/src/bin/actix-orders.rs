@@ -11,16 +11,17 @@ use std::{
     collections::HashMap,
     fmt::Display,
     net::SocketAddr,
+    num::NonZeroU64,
     process::ExitCode,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use actix_web::{
-    App, Error, HttpMessage as _, HttpResponse, HttpServer, Responder,
+    App, Error, HttpMessage as _, HttpRequest, HttpResponse, HttpServer, Responder,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    error::{ErrorNotFound, ErrorUnauthorized},
+    error::{ErrorNotFound, ErrorUnauthorized, ErrorUnprocessableEntity, JsonPayloadError},
     http::header,
     middleware::{Next, from_fn},
     rt, web,
@@ -86,6 +87,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
             .wrap(from_fn(authenticate));
         App::new()
             .app_data(shop.clone())
+            .app_data(web::JsonConfig::default().error_handler(refuse))
             .route("/orders/count", web::get().to(count))
             .service(orders)
     };
@@ -139,15 +141,15 @@ async fn authenticate<B: MessageBody>(
 #[derive(Deserialize)]
 struct NewOrder {
     item: String,
-    /// In cents.
-    amount: u64,
+    /// In cents; there is no order without something to pay.
+    amount: NonZeroU64,
 }
 
 #[derive(Clone, Serialize)]
 struct Order {
     order_id: String,
     item: String,
-    amount: u64,
+    amount: NonZeroU64,
     charge_id: String,
 }
 
@@ -168,6 +170,16 @@ async fn place_order(
     shop.book().orders.insert(order.order_id.clone(), order.clone());
     let location = format!("/orders/{}", order.order_id);
     HttpResponse::Created().insert_header((header::LOCATION, location)).json(order)
+}
+
+/// JSON that is no order is a 422, as it is with Axum. actix-web says 400 of both.
+fn refuse(error: JsonPayloadError, _: &HttpRequest) -> Error {
+    match &error {
+        JsonPayloadError::Deserialize(why) if why.is_data() => {
+            ErrorUnprocessableEntity(error.to_string())
+        }
+        _ => error.into(),
+    }
 }
 
 async fn show_order(
@@ -214,7 +226,7 @@ impl Shop {
 struct Processor(Mutex<HashMap<String, String>>);
 
 impl Processor {
-    async fn charge(&self, key: &str, _amount: u64) -> String {
+    async fn charge(&self, key: &str, _amount: NonZeroU64) -> String {
         time::sleep(Duration::from_millis(200)).await;
         let fresh = || format!("ch_{}", Uuid::new_v4().simple());
         self.book().entry(key.to_owned()).or_insert_with(fresh).clone()

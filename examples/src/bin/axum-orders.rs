@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fmt::Display,
     net::SocketAddr,
+    num::NonZeroU64,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -122,15 +123,15 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
 #[derive(Deserialize)]
 struct NewOrder {
     item: String,
-    /// In cents.
-    amount: u64,
+    /// In cents; there is no order without something to pay.
+    amount: NonZeroU64,
 }
 
 #[derive(Clone, Serialize)]
 struct Order {
     order_id: String,
     item: String,
-    amount: u64,
+    amount: NonZeroU64,
     charge_id: String,
 }
 
@@ -199,7 +200,7 @@ impl Shop {
 struct Processor(Arc<Mutex<HashMap<String, String>>>);
 
 impl Processor {
-    async fn charge(&self, key: &str, _amount: u64) -> String {
+    async fn charge(&self, key: &str, _amount: NonZeroU64) -> String {
         time::sleep(Duration::from_millis(200)).await;
         let fresh = || format!("ch_{}", Uuid::new_v4().simple());
         self.book().entry(key.to_owned()).or_insert_with(fresh).clone()

@@ -62,6 +62,15 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
     let failed = |what: &str, error: &dyn Display| (1, format!("{what}: {error}"));
     let file = |path: &Path, error: &dyn Display| failed(&path.display().to_string(), error);
 
+    if arguments.store.starts_with("memory:") {
+        let line =
+            "--store: memory: forgets what was imported, and the next run would import it again";
+        return Err((2, line.to_owned()));
+    }
+    if arguments.concurrency == 0 {
+        return Err((2, "--concurrency: must be 1 or more".to_owned()));
+    }
+
     // All of them before the first is imported: a file that can't be read imports nothing.
     let lines = read_lines(&arguments.file).map_err(|error| file(&arguments.file, &error))?;
     let out = Out::open(&arguments.out).map_err(|error| file(&arguments.out, &error))?;

@@ -58,9 +58,9 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         // Some failed, or nobody knows what became of them: the last lines say how many.
         Ok(false) => ExitCode::FAILURE,
-        Err(line) => {
+        Err((code, line)) => {
             eprintln!("client-retry: {line}");
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
@@ -74,7 +74,10 @@ struct Count {
 }
 
 /// Whether every order, and every one of an earlier run, was answered well.
-async fn run(arguments: Arguments) -> Result<bool, String> {
+async fn run(arguments: Arguments) -> Result<bool, (u8, String)> {
+    if arguments.concurrency == 0 {
+        return Err((2, "--concurrency: must be 1 or more".to_owned()));
+    }
     let attempts = Attempts::default();
     let mut retries = RetryPolicy::default();
     retries.attempts = arguments.attempts;
@@ -83,13 +86,13 @@ async fn run(arguments: Arguments) -> Result<bool, String> {
     // The middleware is inside of the retries, so it sees every attempt.
     let mut builder = Client::builder().retries(retries).with(attempts.clone());
     if let Some(path) = &arguments.journal {
-        builder = builder.journal(FileJournal::open(path).map_err(|error| told(&error))?);
+        builder = builder.journal(FileJournal::open(path).map_err(|error| (1, told(&error)))?);
     }
-    let client = builder.build().map_err(|error| error.to_string())?;
+    let client = builder.build().map_err(|error| (2, error.to_string()))?;
 
     // What an earlier run does not know the outcome of.
     let mut all_resumed = true;
-    for resumed in client.resume().await.map_err(|error| told(&error))? {
+    for resumed in client.resume().await.map_err(|error| (1, told(&error)))? {
         match resumed.outcome() {
             ResumedOutcome::Answered(response) => {
                 println!("resumed {}: {}", resumed.operation(), response.status());
@@ -107,7 +110,7 @@ async fn run(arguments: Arguments) -> Result<bool, String> {
 
     let orders =
         stream::iter(0..arguments.calls).map(|number| place(&client, &arguments.url, number));
-    let mut orders = orders.buffer_unordered(arguments.concurrency.max(1));
+    let mut orders = orders.buffer_unordered(arguments.concurrency);
     let mut count = Count::default();
     while let Some(placed) = orders.next().await {
         let failure = match placed {

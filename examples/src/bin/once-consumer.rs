@@ -47,6 +47,9 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
     let failed = |what: &str, error: &dyn Display| (1, format!("{what}: {error}"));
+    if arguments.consumers == 0 {
+        return Err((2, "--consumers: must be 1 or more".to_owned()));
+    }
 
     let opened = match retrysafe_stores::open(&arguments.store).await {
         Ok(opened) => opened,
@@ -62,7 +65,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
 
     let (queue, warehouse) = (Queue::with(arguments.messages), Warehouse::default());
     let mut consumers = JoinSet::new();
-    for _ in 0..arguments.consumers.max(1) {
+    for _ in 0..arguments.consumers {
         consumers.spawn(consume(once.clone(), queue.clone(), warehouse.clone()));
     }
     let count = consumers.join_all().await.into_iter().fold(Count::default(), Count::plus);

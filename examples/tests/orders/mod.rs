@@ -154,6 +154,22 @@ async fn without_a_user_or_a_key_nothing_runs() {
 }
 
 #[tokio::test]
+async fn an_order_without_something_to_pay_is_refused() {
+    let service = Service::start("memory:").await;
+    for (amount, status) in [
+        ("0", StatusCode::UNPROCESSABLE_ENTITY),
+        ("-5", StatusCode::UNPROCESSABLE_ENTITY),
+        ("", StatusCode::BAD_REQUEST),
+    ] {
+        let order = format!(r#"{{"item":"book","amount":{amount}}}"#);
+        let request = service.order("alice", &format!("pays-{amount}"), "book").body(order);
+        let refused = answer(request).await;
+        assert_eq!(refused.status, status, "{}", refused.body);
+    }
+    assert_eq!(service.count().await, json!({ "executions": 0, "charges": 0 }));
+}
+
+#[tokio::test]
 async fn fifty_at_once_run_once() {
     let service = Service::start("memory:").await;
     let mut requests = JoinSet::new();

@@ -60,6 +60,9 @@ impl Journal for FileJournal {
     }
 }
 
+/// What a journal begins with.
+const FIRST_LINE: &[u8] = br#"{"retrysafe_journal":1}"#;
+
 /// After how many lines it is looked whether there are some that nobody needs.
 const TIDY_EVERY: usize = 100_000;
 
@@ -142,16 +145,11 @@ impl Id {
 
 impl Lines {
     fn open(path: &Path) -> Result<Self, JournalError> {
-        let failed = |error: io::Error| {
-            JournalError::new(format!("the journal {} can't be used", path.display()), error)
-        };
+        let failed = |error| JournalError::not_opened(path, error);
         let mut file = owners_alone().open(path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let text = format!("the journal {} is in use", path.display());
-                return Err(JournalError::because(text));
-            }
+            Err(TryLockError::WouldBlock) => return Err(JournalError::in_use(path)),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         let mut text = Vec::new();
@@ -188,20 +186,19 @@ impl Lines {
                 (_, Some(line)) => self.learn_line(line),
                 (_, None) => None,
             };
-            if understood.is_none() {
-                let (path, number) = (self.path.display(), read + 1);
-                return Err(JournalError::because(format!(
-                    "{path}, line {number}: this is not a line of a journal that this release reads"
-                )));
+            match (read, understood) {
+                (_, Some(())) => {}
+                (0, None) => return Err(JournalError::no_journal(&self.path)),
+                (_, None) => return Err(JournalError::damaged_line(&self.path, read + 1)),
             }
             read += 1;
             self.lines += 1;
             self.length += end as u64 + 1;
             rest = &rest[end + 1..];
         }
-        if read == 0 && !rest.is_empty() {
-            let text = format!("{} is not a journal", self.path.display());
-            return Err(JournalError::because(text));
+        // A part of the first line is a journal that a crash cut off when it was made.
+        if read == 0 && !FIRST_LINE.starts_with(rest) {
+            return Err(JournalError::no_journal(&self.path));
         }
         Ok(read)
     }
@@ -331,9 +328,7 @@ impl Lines {
 impl Pages for Lines {
     fn write(&mut self, changes: &[Change]) -> Result<Vec<Option<Begun>>, JournalError> {
         let lines: Vec<_> = changes.iter().map(Self::line).collect();
-        self.append(&lines).map_err(|error| {
-            JournalError::new(format!("{} can't be written", self.path.display()), error)
-        })?;
+        self.append(&lines).map_err(|error| JournalError::not_written(&self.path, error))?;
         let begun = changes.iter().map(|change| {
             let Change::Begin(entry) = change else {
                 self.learn(change);

@@ -1,19 +1,23 @@
 //! The journal as a table.
 
-use std::{io::ErrorKind, path::Path, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use retrysafe_core::{IdempotencyKey, OperationId};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, params};
 
 use super::{
     Before, Begun, Entry, Journal, JournalError, Known, REMEMBERED, Settled,
     file::{milliseconds, owners_alone, text_of, value_of},
     writer::{Change, Pages, Writer},
 };
-use crate::BoxError;
 
 /// A journal in a table of an SQLite file.
 ///
@@ -33,18 +37,15 @@ impl SqliteJournal {
     /// If the file can't be used or is in use by another process.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, JournalError> {
         let path = path.as_ref();
-        let failed = |error: BoxError| {
-            JournalError::new(format!("the journal {} can't be used", path.display()), error)
-        };
         // SQLite takes over the permissions of a file that is there. One that is there already is not
         // opened: closing it would give up the locks that SQLite has on it in this process.
         match owners_alone().create_new(true).open(path) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(failed(error.into()));
+                return Err(JournalError::not_opened(path, error));
             }
             _ => {}
         }
-        let table = Table::open(path).map_err(|error| failed(error.into()))?;
+        let table = Table::open(path).map_err(|error| failed(path, "opened", error))?;
         Ok(Self { writer: Writer::start(table)? })
     }
 }
@@ -67,7 +68,10 @@ impl Journal for SqliteJournal {
     }
 }
 
-struct Table(Connection);
+struct Table {
+    path: PathBuf,
+    connection: Connection,
+}
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS retrysafe_journal (
@@ -127,11 +131,11 @@ impl Table {
             "DELETE FROM retrysafe_journal WHERE status IS NOT NULL AND settled_at < ?1",
             [limit],
         )?;
-        Ok(Self(connection))
+        Ok(Self { path: path.to_owned(), connection })
     }
 
     fn apply(&mut self, changes: &[Change]) -> rusqlite::Result<Vec<Option<Begun>>> {
-        let transaction = self.0.transaction()?;
+        let transaction = self.connection.transaction()?;
         let mut begun = Vec::with_capacity(changes.len());
         for change in changes {
             begun.push(match change {
@@ -184,10 +188,31 @@ impl Table {
             "SELECT {ENTRY} FROM retrysafe_journal WHERE status IS NULL \
              ORDER BY first_sent, operation"
         );
-        let mut statement = self.0.prepare_cached(&query)?;
+        let mut statement = self.connection.prepare_cached(&query)?;
         let rows = statement.query_map([], entry)?;
         rows.map(|row| row.map(Arc::new)).collect()
     }
+}
+
+/// What SQLite says, in the words that both journals have.
+fn failed(path: &Path, what: &str, error: rusqlite::Error) -> JournalError {
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            return JournalError::in_use(path);
+        }
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            return JournalError::damaged(path, error);
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            ErrorKind::PermissionDenied
+        }
+        Some(ErrorCode::DiskFull) => ErrorKind::StorageFull,
+        None if matches!(error, rusqlite::Error::InvalidColumnType(..)) => {
+            return JournalError::damaged(path, error);
+        }
+        _ => ErrorKind::Other,
+    };
+    JournalError::failed(path, what, kind, error)
 }
 
 fn before_of(status: Option<u16>) -> Before {
@@ -226,12 +251,12 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
 
 impl Pages for Table {
     fn write(&mut self, changes: &[Change]) -> Result<Vec<Option<Begun>>, JournalError> {
-        self.apply(changes).map_err(|error| JournalError::new("the table can't be written", error))
+        self.apply(changes).map_err(|error| failed(&self.path, "written", error))
     }
 
     fn find(&mut self, operation: OperationId) -> Result<Option<Known>, JournalError> {
         let query = format!("SELECT {ENTRY} FROM retrysafe_journal WHERE operation = ?1");
-        let found = self.0.prepare_cached(&query).and_then(|mut statement| {
+        let found = self.connection.prepare_cached(&query).and_then(|mut statement| {
             let known = |row: &Row<'_>| {
                 let status: Option<u16> = row.get(7)?;
                 Ok(match status.and_then(|it| StatusCode::from_u16(it).ok()) {
@@ -241,11 +266,11 @@ impl Pages for Table {
             };
             statement.query_row([operation.as_bytes()], known).optional()
         });
-        found.map_err(|error| JournalError::new("the table can't be read", error))
+        found.map_err(|error| failed(&self.path, "read", error))
     }
 
     fn unknown(&mut self) -> Result<Vec<Arc<Entry>>, JournalError> {
-        self.entries().map_err(|error| JournalError::new("the table can't be read", error))
+        self.entries().map_err(|error| failed(&self.path, "read", error))
     }
 }
 

@@ -150,10 +150,10 @@ fn answer(written: Result<Vec<Option<Begun>>, JournalError>, replies: Vec<Option
             }
         }
         Err(error) => {
-            tracing::warn!(error = %error, cause = ?error.source, "the journal can't be written");
-            let text = error.source.map(|it| format!(": {it}")).unwrap_or_default();
+            let cause = std::error::Error::source(&error);
+            tracing::warn!(error = %error, cause = ?cause, "the journal can't be written");
             for reply in replies.into_iter().flatten() {
-                let _ = reply.send(Err(JournalError::because(format!("{}{text}", error.what))));
+                let _ = reply.send(Err(error.clone()));
             }
         }
     }

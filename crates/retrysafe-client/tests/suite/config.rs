@@ -105,6 +105,9 @@ fn what_is_wrong_is_named() {
         let error = ClientConfig::from_toml(toml).unwrap().settings().unwrap_err();
         assert_eq!(error.setting(), setting, "{toml}: {error}");
     }
+    let error = ClientConfig::from_toml("preset = \"braintree\"").unwrap().settings().unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("`braintree`") && error.contains("draft07, stripe, adyen"), "{error}");
     let typo = [("RETRYSAFE_CLIENT_DEADLIN".to_owned(), "1s".to_owned())];
     let error = ClientConfig::default().with_variables(typo).unwrap_err().to_string();
     assert!(error.contains("RETRYSAFE_CLIENT_DEADLIN"), "{error}");

@@ -1,6 +1,7 @@
 //! The journal: what was begun is known after a crash, and resumed.
 
 use std::{
+    error::Error as _,
     path::Path,
     sync::{
         Arc,
@@ -174,6 +175,126 @@ async fn what_is_no_journal_or_in_use_is_refused() {
         drop(journal);
         assert!(retrysafe_client::SqliteJournal::open(&path).is_ok());
     }
+}
+
+/// An error and its causes: each says something that the others do not.
+fn told(error: &JournalError) -> (String, String) {
+    let (alone, mut chain) = (error.to_string(), error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        assert!(!chain.contains(&error.to_string()), "{chain}: {error}");
+        chain = format!("{chain}: {error}");
+        cause = error.source();
+    }
+    (alone, chain)
+}
+
+#[tokio::test]
+async fn an_error_printed_alone_names_the_journal_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let refused = |path: &Path| told(&FileJournal::open(path).unwrap_err());
+
+    let (alone, chain) = refused(&folder.path().join("no/journal"));
+    assert!(alone.contains("no/journal") && alone.contains("make it"), "{alone}");
+    assert!(chain.contains("os error"), "{chain}");
+    let (alone, _) = refused(folder.path());
+    assert!(alone.contains("name a file"), "{alone}");
+    let journal = FileJournal::open(&path).unwrap();
+    let (alone, _) = refused(&path);
+    assert!(alone.contains("is in use") && alone.contains("of its own"), "{alone}");
+    drop(journal);
+
+    #[cfg(feature = "sqlite")]
+    {
+        use retrysafe_client::SqliteJournal;
+
+        let refused = |path: &Path| told(&SqliteJournal::open(path).unwrap_err());
+        let (alone, chain) = refused(&folder.path().join("no/table"));
+        assert!(alone.contains("no/table") && alone.contains("make it"), "{alone}");
+        assert!(chain.contains("os error"), "{chain}");
+        let (alone, chain) = refused(&path);
+        assert!(alone.contains("damaged") && alone.contains("move it away"), "{alone}");
+        assert!(chain.contains("not a database"), "{chain}");
+        let path = folder.path().join("table");
+        let _journal = SqliteJournal::open(&path).unwrap();
+        let (alone, _) = refused(&path);
+        assert!(alone.contains("is in use") && alone.contains("of its own"), "{alone}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_line_is_named_and_the_rest_is_there_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let journal = FileJournal::open(&path).unwrap();
+    for number in 0..3 {
+        journal.begin(Arc::new(entry(number))).await.unwrap();
+    }
+    drop(journal);
+    let mut whole = std::fs::read(&path).unwrap();
+    let third =
+        whole.split(|byte| *byte == b'\n').take(2).map(|line| line.len() + 1).sum::<usize>();
+    whole[third] = 0;
+    std::fs::write(&path, &whole).unwrap();
+
+    let (alone, _) = told(&FileJournal::open(&path).unwrap_err());
+    for says in ["line 3", "Keep a copy", "delete the line", "executed twice"] {
+        assert!(alone.contains(says), "{alone}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), whole, "it is left as it is");
+
+    let lines = whole.split_inclusive(|byte| *byte == b'\n').enumerate();
+    let kept: Vec<_> = lines.filter(|(number, _)| *number != 2).flat_map(|(_, it)| it).collect();
+    std::fs::write(&path, kept.into_iter().copied().collect::<Vec<_>>()).unwrap();
+    let unknown = FileJournal::open(&path).unwrap().unknown().await.unwrap();
+    assert_eq!(unknown.iter().map(|it| &**it).collect::<Vec<_>>(), [&entry(0), &entry(2)]);
+}
+
+#[tokio::test]
+async fn a_journal_whose_first_line_a_crash_cut_off_is_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    drop(FileJournal::open(&path).unwrap());
+    let whole = std::fs::read(&path).unwrap();
+    for cut in 0..whole.len() {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        drop(FileJournal::open(&path).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+}
+
+/// Fails to keep anything, as a full disk does.
+struct Full;
+
+impl Journal for Full {
+    fn begin(&self, _: Arc<Entry>) -> BoxFuture<'_, Result<Begun, JournalError>> {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        Box::pin(async { Err(JournalError::new("the journal orders can't be written", full)) })
+    }
+
+    fn settle(&self, _: OperationId, _: Settled) {}
+
+    fn find(&self, _: OperationId) -> BoxFuture<'_, Result<Option<Known>, JournalError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn unknown(&self) -> BoxFuture<'_, Result<Vec<Arc<Entry>>, JournalError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
+#[tokio::test]
+async fn what_the_journal_can_t_keep_is_not_sent_and_the_error_says_so_once() {
+    let server = Server::replying(vec![answer(201)]).await;
+    let client = builder().journal(Full).build().unwrap();
+    let error = client.post(server.url("/")).send().await.unwrap_err();
+    assert_eq!(server.asked(), 0);
+    let alone = "nothing was sent: the journal orders can't be written";
+    assert_eq!(error.to_string(), alone);
+    let reqwest_middleware::Error::Middleware(error) = error else { panic!("{error}") };
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    assert_eq!(format!("{error:#}"), format!("{alone}: {full}"));
 }
 
 /// A journal that the test looks into as well.

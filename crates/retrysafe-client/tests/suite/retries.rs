@@ -1,7 +1,17 @@
 //! C3 to C5: what is retried, how often, and how a call ends.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
+use http::Extensions;
+use reqwest::{Request, Response};
+use reqwest_middleware::{Next, Result};
 use retrysafe_client::{CallDeadline, CallReport, ErrorKind, OutcomeUnknown, Unknown};
 
 use crate::support::{Reply, Server, answer, builder, client, closed, impatient, problem, unknown};
@@ -90,6 +100,39 @@ async fn c4_nobody_there_is_no_unknown_outcome() {
     let error = client().post(closed().await).send().await.unwrap_err();
     assert!(OutcomeUnknown::of(&error).is_none());
     assert!(error.is_connect());
+}
+
+#[tokio::test]
+async fn c4_what_can_never_be_sent_is_tried_once() {
+    let server = Server::replying(vec![answer(201)]).await;
+    let counted = |url: String| async move {
+        let sent = Arc::new(AtomicU64::new(0));
+        let client = builder().with(counting(sent.clone())).build().unwrap();
+        let error = client.post(url).send().await.unwrap_err();
+        assert!(OutcomeUnknown::of(&error).is_none(), "{error:?}");
+        assert_eq!(sent.load(Ordering::Relaxed), 1, "{error:?}");
+        error
+    };
+    let error = counted(server.url("/").replace("http:", "ftp:")).await;
+    assert!(error.is_builder(), "{error:?}");
+    // This workspace builds reqwest without TLS.
+    let error = counted(server.url("/").replace("http:", "https:")).await;
+    let says = error.to_string();
+    assert!(says.contains("nothing was sent") && says.contains("`rustls`"), "{says}");
+    let reqwest_middleware::Error::Middleware(error) = error else { panic!("{error}") };
+    let error: &retrysafe_client::Error = error.downcast_ref().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NoTls);
+    assert_eq!(server.asked(), 0);
+}
+
+/// Counts what is sent.
+fn counting(
+    sent: Arc<AtomicU64>,
+) -> impl for<'a> Fn(Request, &'a mut Extensions, Next<'a>) -> BoxFuture<'a, Result<Response>> {
+    move |request, extensions, next| {
+        sent.fetch_add(1, Ordering::Relaxed);
+        next.run(request, extensions)
+    }
 }
 
 #[tokio::test]

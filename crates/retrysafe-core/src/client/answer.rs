@@ -13,6 +13,8 @@ use crate::Code;
 pub enum AttemptEnd {
     /// Nothing was sent: the name was not found, the connection or its TLS failed.
     NotSent,
+    /// Nothing was sent, and nothing ever will be: this client can't send such a request.
+    Unsendable,
     /// The request, or a part of it, may have been received, and there is no whole answer: a reset, a
     /// time-out, an answer that was cut off.
     Broken,
@@ -126,6 +128,7 @@ impl AttemptEnd {
         let again = |retry, done| Meaning::Again { retry, done };
         let answer = match self {
             Self::NotSent => return again(Retry::Transient, false),
+            Self::Unsendable => return Meaning::Final,
             Self::Broken => return again(Retry::Transient, true),
             Self::Answered(answer) => answer,
         };

@@ -84,6 +84,8 @@ pub enum Unknown {
     Abandoned,
     /// The server asked not to be asked again.
     Stopped,
+    /// This client can't send the request that an earlier one sent.
+    Unsendable,
 }
 
 impl Unknown {
@@ -100,6 +102,7 @@ impl Unknown {
             Self::Refused => "refused",
             Self::Abandoned => "abandoned",
             Self::Stopped => "stopped",
+            Self::Unsendable => "unsendable",
         }
     }
 }
@@ -117,6 +120,7 @@ impl fmt::Display for Unknown {
             Self::Refused => "a later attempt was refused",
             Self::Abandoned => "the call that was waited for was given up",
             Self::Stopped => "the server asked not to be asked again",
+            Self::Unsendable => "this client can't send the request",
         })
     }
 }
@@ -259,7 +263,11 @@ impl<'a> Call<'a> {
     }
 
     fn end_with(&mut self, end: &AttemptEnd, budget: &RetryBudget) -> Next {
-        let AttemptEnd::Answered(answer) = end else { return Next::Failed };
+        let AttemptEnd::Answered(answer) = end else {
+            // C5: this one was not sent, but an earlier one may have been received.
+            let unknown = self.maybe_done && self.has_key();
+            return if unknown { Next::Unknown(Unknown::Unsendable) } else { Next::Failed };
+        };
         // Who may not ask is not told what became of the earlier attempt.
         if self.maybe_done
             && self.has_key()

@@ -70,8 +70,11 @@ impl RetryPolicy {
         if self.attempt_timeout.is_zero() {
             return error("attempt_timeout", "must be longer than zero");
         }
-        if self.backoff.cap > LONGEST || self.max_retry_after > LONGEST {
-            return error("backoff", "no pause may be longer than a year");
+        if self.backoff.cap > LONGEST {
+            return error("backoff_cap", "must not be longer than a year");
+        }
+        if self.max_retry_after > LONGEST {
+            return error("max_retry_after", "must not be longer than a year");
         }
         self.budget.validate()
     }
@@ -173,7 +176,8 @@ mod tests {
         assert_eq!(refused(|it| it.attempts = 0), "attempts");
         assert_eq!(refused(|it| it.deadline = Duration::ZERO), "deadline");
         assert_eq!(refused(|it| it.attempt_timeout = Duration::ZERO), "attempt_timeout");
-        assert_eq!(refused(|it| it.backoff.cap = Duration::MAX), "backoff");
+        assert_eq!(refused(|it| it.backoff.cap = Duration::MAX), "backoff_cap");
+        assert_eq!(refused(|it| it.max_retry_after = Duration::MAX), "max_retry_after");
         assert_eq!(refused(|it| it.budget.transient = 0), "retry_budget");
         assert!(RetryPolicy::default().validate().is_ok());
     }

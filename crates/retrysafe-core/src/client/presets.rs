@@ -173,6 +173,11 @@ impl Dialect {
 
     /// A dialect by its name in a configuration.
     pub fn by_name(name: &str) -> Option<Self> {
+        Self::presets().find(|it| it.name == name)
+    }
+
+    /// All dialects that have a name.
+    pub fn presets() -> impl Iterator<Item = Self> {
         [
             Self::draft07,
             Self::stripe,
@@ -184,7 +189,6 @@ impl Dialect {
         ]
         .into_iter()
         .map(|dialect| dialect())
-        .find(|it| it.name == name)
     }
 }
 

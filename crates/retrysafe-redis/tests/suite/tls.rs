@@ -75,4 +75,6 @@ async fn a_certificate_is_checked() {
     let hasty = patient(plain).connection_timeout(Duration::from_millis(300));
     let error = hasty.open().await.unwrap_err();
     assert!(matches!(error.kind(), OpenErrorKind::Tls | OpenErrorKind::Unreachable), "{error}");
+    let line = error.to_string();
+    assert!(line.contains("TLS") && line.contains("is redis://"), "{line}");
 }
