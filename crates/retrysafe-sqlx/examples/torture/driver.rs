@@ -55,6 +55,7 @@ pub(crate) async fn run(plan: &Plan) -> Audit {
         processor: processor.listen().await,
         kills: plan.kills,
         killed: AtomicU32::new(0),
+        stood_still: AtomicU32::new(0),
         services: Arc::new(Mutex::new(vec![None; SERVICES])),
         database: tokio::sync::Mutex::new(database),
         everybody: watch::Sender::default(),
@@ -84,6 +85,7 @@ pub(crate) async fn run(plan: &Plan) -> Audit {
         for (point, died) in &*killing.died_at.lock().unwrap() {
             eprintln!("{died} died {point}");
         }
+        eprintln!("{} stood still before", killing.stood_still.load(Ordering::SeqCst));
     }
     let ledger = killing.database.lock().await.ledger().await;
     let charges = (plan.mode == Mode::Phases).then(|| processor.charges());
@@ -103,6 +105,8 @@ struct Killing {
     processor: SocketAddr,
     kills: u32,
     killed: AtomicU32,
+    /// How many were stopped for a while before they were killed.
+    stood_still: AtomicU32,
     services: Services,
     database: tokio::sync::Mutex<Database>,
     /// Tells every service to die.
@@ -180,8 +184,16 @@ impl Killing {
         // One that dies by itself has time to come to its point.
         let left = if service.point.is_some() { any + Duration::from_secs(2) } else { any };
         let mut everybody = self.everybody.subscribe();
+        let stands_still = service.point.is_none() && rand::random_ratio(1, 3);
         let died = tokio::select! {
-            died = service.end(left) => died,
+            died = async {
+                if stands_still {
+                    sleep(any).await;
+                    service.stand_still().await;
+                    self.stood_still.fetch_add(1, Ordering::SeqCst);
+                }
+                service.end(left).await
+            } => died,
             Ok(()) = everybody.changed() => service.end(Duration::ZERO).await,
         };
         self.services.lock().unwrap()[place] = None;
@@ -216,6 +228,19 @@ struct Service {
 }
 
 impl Service {
+    /// Stops it for longer than its lease, and lets it go on: as what it has begun may have been taken
+    /// over meanwhile, it must not finish it.
+    async fn stand_still(&self) {
+        let Some(id) = self.process.id() else { return };
+        for signal in ["-STOP", "-CONT"] {
+            let sent = Command::new("kill").args([signal, &id.to_string()]).status().await;
+            assert!(sent.unwrap().success(), "the process is there until it is waited for");
+            if signal == "-STOP" {
+                sleep(service::LEASE * 2).await;
+            }
+        }
+    }
+
     /// Kills it when it has lived so long; says whether it died by itself.
     async fn end(&mut self, left: Duration) -> bool {
         const SIGABRT: i32 = 6;

@@ -1,5 +1,5 @@
 //! The ledger torture: services that move money are killed, at random and at every named point, and
-//! so is their database. Then the books are audited.
+//! so is their database. Some stand still for longer than their lease before. Then the books are audited.
 //!
 //! ```text
 //! make torture KILLS=2000 MODE=transactional STORE=postgres

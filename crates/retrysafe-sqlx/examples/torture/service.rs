@@ -33,7 +33,7 @@ pub(crate) const LISTENS: &str = "torture listens on ";
 
 const CONNECTIONS: u32 = 6;
 /// Where the claim is committed before the work: what was killed is taken over soon.
-const LEASE: Duration = Duration::from_millis(500);
+pub(crate) const LEASE: Duration = Duration::from_millis(500);
 
 /// The points of each mode, in the order of a request.
 pub(crate) fn points(mode: Mode, engine: Engine) -> Vec<&'static str> {
