@@ -45,8 +45,9 @@ coverage:
 	$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-tarpaulin
 	$(CARGO) tarpaulin --workspace --engine ptrace --skip-clean --out Stdout --out Html --output-dir target/coverage $(ARGS)
 
-# Kills services that move money, and their database, and audits the books. MODE=layer shows its hole;
-# STORE=mysql is MariaDB.
+# Kills services that move money, and their database, and audits the books. MODE is transactional,
+# phases, which charges a card in the middle, or layer, which shows its hole. STORE is postgres, mysql,
+# which is MariaDB, or sqlite.
 KILLS ?= 2000
 MODE ?= transactional
 STORE ?= postgres

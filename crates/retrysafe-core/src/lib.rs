@@ -51,6 +51,8 @@ mod clock;
 mod codec;
 mod decide;
 mod error;
+#[doc(hidden)]
+pub mod failpoint;
 mod fingerprint;
 mod fingerprinter;
 pub mod grpc;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use retrysafe_core::{Clock, Fingerprint, Held, Lease, StoreError};
+use retrysafe_core::{Clock, Fingerprint, Held, Lease, StoreError, failpoint};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::oneshot;
 
@@ -100,6 +100,7 @@ impl Writer {
         };
         let failed = |error| nothing_changed(&self.on.path, &Arc::new(error));
         let transaction = self.patiently(begin).map_err(failed)?;
+        failpoint::reached("after BEGIN");
         self.identity.check()?;
         match self.on.records(&transaction).is_held(lease) {
             Ok(held) => Ok(held.then_some(transaction)),
@@ -115,9 +116,16 @@ impl Writer {
         written: Written,
     ) -> Result<Held, StoreError> {
         let records = self.on.records(&self.connection);
+        let (before, after) = match written {
+            Written::Outcome { .. } => ("before the outcome", "after the commit"),
+            Written::Points { .. } => ("before the point", "after the point"),
+        };
+        failpoint::reached(before);
         let done = write(&records, lease, written).and_then(|held| {
             if held == Held::Applied {
+                failpoint::reached("before the commit");
                 self.execute("COMMIT")?;
+                failpoint::reached(after);
             }
             Ok(held)
         });

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use retrysafe_core::{
     Abandoned, About, Begin, Claim, Counts, Entry, FindAbandoned, Fingerprint, Held, Inspect,
-    Lease, Operated, OperationId, Resolution, Store, StoreError, Swept, Unit,
+    Lease, Operated, OperationId, Resolution, Store, StoreError, Swept, Unit, failpoint,
 };
 
 use self::work::{Ended, Work};
@@ -167,6 +167,7 @@ impl Store for TransactionalSqlite {
     }
 
     async fn begin(&self, claim: &Claim) -> Result<Begin, StoreError> {
+        failpoint::reached("before the claim");
         let looked = claim.clone();
         let look = move |records: &Records<'_>| records.look(&looked);
         // What is answered from what is there does not wait for who writes.
@@ -186,6 +187,8 @@ impl Store for TransactionalSqlite {
                 let work = Work::new(self.records.clone(), lease, claim, self.attempts.hold);
                 works.insert(claim.id, Arc::new(work));
             }
+            drop(works);
+            failpoint::reached("after the claim");
         }
         Ok(begun)
     }
@@ -213,6 +216,7 @@ impl Store for TransactionalSqlite {
         };
         let failed = match work.end() {
             Ended::Without => {
+                failpoint::reached("between rollback and refusal");
                 match self.records.complete(lease, fingerprint, payload, retention).await {
                     Ok(held) => return Ok(held),
                     Err(error) => Undone::Store(Arc::new(error)).into_store_error(self.path()),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use retrysafe_core::{Clock, StoreError, StoreErrorKind};
+use retrysafe_core::{Clock, StoreError, StoreErrorKind, failpoint};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
@@ -318,11 +318,13 @@ impl Writer {
         });
         // A turn that changed nothing writes nothing, and its COMMIT flushes nothing.
         let done = ran.and_then(|()| {
+            failpoint::reached("before the end of a turn");
             self.execute("COMMIT").map_err(|error| match is_full(&error) {
                 true => Aborted::Undone(error),
                 false => Aborted::Unknown(error),
             })
         });
+        failpoint::reached("after the end of a turn");
         let touched = records.into_touched();
         if done.is_err() && !self.connection.is_autocommit() {
             // SQLite has rolled back by itself in the cases in which this could fail.

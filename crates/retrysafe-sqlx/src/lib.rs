@@ -78,11 +78,6 @@
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod error;
-#[cfg(feature = "failpoints")]
-#[doc(hidden)]
-pub mod failpoint;
-#[cfg(all(not(feature = "failpoints"), any(feature = "mysql", feature = "postgres")))]
-mod failpoint;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod pause;
 mod rendezvous;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use retrysafe_core::failpoint;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -70,7 +71,7 @@ pub(crate) async fn ask(services: &Services, key: &str, body: &str) -> Answer {
         };
         if let Some(service) = service
             && let Ok(Some(answer)) =
-                timeout(Duration::from_secs(20), request(service, key, body)).await
+                timeout(Duration::from_secs(20), request(service, "/transfers", key, body)).await
         {
             match answer.status {
                 201 | 422 => return answer,
@@ -82,15 +83,22 @@ pub(crate) async fn ask(services: &Services, key: &str, body: &str) -> Answer {
     }
 }
 
-/// One request on a connection of its own; `None` if there was no whole answer.
-async fn request(service: SocketAddr, key: &str, body: &str) -> Option<Answer> {
+/// One request on a connection of its own; `None` if there was no whole answer. Services ask the card
+/// processor by it, too.
+pub(crate) async fn request(
+    service: SocketAddr,
+    path: &str,
+    key: &str,
+    body: &str,
+) -> Option<Answer> {
     let mut connection = TcpStream::connect(service).await.ok()?;
     let request = format!(
-        "POST /transfers HTTP/1.1\r\nHost: {service}\r\nConnection: close\r\n\
+        "POST {path} HTTP/1.1\r\nHost: {service}\r\nConnection: close\r\n\
          Idempotency-Key: {key}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     connection.write_all(request.as_bytes()).await.ok()?;
+    failpoint::reached("during the call");
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;

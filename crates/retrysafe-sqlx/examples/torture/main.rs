@@ -1,14 +1,21 @@
 //! The ledger torture: services that move money are killed, at random and at every named point, and
-//! so is their database. Then the books are audited.
+//! so is their database. Some stand still for longer than their lease before. Then the books are audited.
 //!
 //! ```text
 //! make torture KILLS=2000 MODE=transactional STORE=postgres
 //! ```
 //!
-//! `MODE=transactional` keeps the records in the transaction of the transfer. `MODE=layer` keeps them
-//! by the ordinary store, beside a transaction of the handler's own, and shows that this test is able
-//! to see a hole: a service that dies between the two commits runs the transfer again. `STORE` is
-//! `postgres` or `mysql`, which is MariaDB here.
+//! - `MODE=transactional` keeps the records in the transaction of the transfer.
+//! - `MODE=phases` charges a card between two commits, at a processor that is somebody else's: it lives
+//!   on in the process that kills. What a service leaves when it dies is gone on with by its client's
+//!   retry, when the lease is over. Each transfer has one charge, and what is refused has none.
+//! - `MODE=layer` keeps the records by the ordinary store, beside a transaction of the handler's own,
+//!   and shows that this test is able to see a hole: a service that dies between the two commits runs
+//!   the transfer again.
+//!
+//! `STORE` is `postgres`, `mysql`, which is MariaDB here, or `sqlite`: one file that every service has
+//! open. That has no process to kill, so from time to time all services are killed at once, and whoever
+//! opens the file next recovers it.
 //!
 //! The last line is `kills=K transfers=T doubled=D lost=L balance_ok=true|false`. What has to hold for
 //! the mode decides the exit code.
@@ -19,6 +26,7 @@ mod books;
 mod client;
 mod database;
 mod driver;
+mod processor;
 mod service;
 
 use std::process::ExitCode;
@@ -30,6 +38,7 @@ use driver::Plan;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Transactional,
+    Phases,
     Layer,
 }
 
@@ -37,6 +46,7 @@ impl Mode {
     fn parse(name: &str) -> Option<Self> {
         match name {
             "transactional" => Some(Self::Transactional),
+            "phases" => Some(Self::Phases),
             "layer" => Some(Self::Layer),
             _ => None,
         }
@@ -45,6 +55,7 @@ impl Mode {
     fn as_str(self) -> &'static str {
         match self {
             Self::Transactional => "transactional",
+            Self::Phases => "phases",
             Self::Layer => "layer",
         }
     }
@@ -61,7 +72,9 @@ async fn main() -> ExitCode {
     let mode = arguments.next().as_deref().and_then(Mode::parse);
     let engine = arguments.next().as_deref().map_or(Some(Engine::Postgres), Engine::parse);
     let (Some(kills), Some(mode), Some(engine)) = (kills, mode, engine) else {
-        eprintln!("torture: say how many kills, transactional or layer, and postgres or mysql");
+        eprintln!(
+            "torture: say how many kills, transactional, phases or layer, and postgres, mysql or sqlite"
+        );
         return ExitCode::from(2);
     };
     let audit = driver::run(&Plan { kills, mode, engine, report: true }).await;
@@ -81,20 +94,40 @@ mod tests {
         }
     }
 
-    async fn is_clean(engine: Engine) {
-        let plan = Plan { kills: 24, mode: Mode::Transactional, engine, report: false };
+    async fn is_clean(mode: Mode, engine: Engine) {
+        let plan = Plan { kills: 24, mode, engine, report: false };
         let audit = driver::run(&plan).await;
         assert!(audit.is_clean() && audit.transfers > 0, "{audit}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn transfers_happen_once_whatever_is_killed() {
-        is_clean(Engine::Postgres).await;
+        is_clean(Mode::Transactional, Engine::Postgres).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn transfers_happen_once_whatever_is_killed_in_mariadb() {
-        is_clean(Engine::MySql).await;
+        is_clean(Mode::Transactional, Engine::MySql).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn transfers_happen_once_whatever_is_killed_in_sqlite() {
+        is_clean(Mode::Transactional, Engine::Sqlite).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn cards_are_charged_once_whatever_is_killed() {
+        is_clean(Mode::Phases, Engine::Postgres).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn cards_are_charged_once_whatever_is_killed_in_mariadb() {
+        is_clean(Mode::Phases, Engine::MySql).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn cards_are_charged_once_whatever_is_killed_in_sqlite() {
+        is_clean(Mode::Phases, Engine::Sqlite).await;
     }
 
     /// The documented hole of the ordinary layer, which this test must be able to see.
@@ -118,5 +151,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_ordinary_layer_in_mariadb_doubles_it_too() {
         is_seen(Engine::MySql).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_ordinary_layer_beside_sqlite_doubles_it_too() {
+        is_seen(Engine::Sqlite).await;
     }
 }

@@ -1,7 +1,9 @@
 //! The service that is killed: `POST /transfers` with `FROM TO AMOUNT`.
 
 mod mysql;
+mod phases;
 mod postgres;
+mod sqlite;
 
 use std::{env, time::Duration};
 
@@ -13,48 +15,59 @@ use axum::{
     response::Response,
 };
 use futures_util::stream;
-use retrysafe_sqlx::failpoint;
+use retrysafe_core::failpoint;
 use tokio::net::TcpListener;
 
-use crate::{Mode, database::Engine};
+use crate::{
+    Mode,
+    database::{Engine, transferred},
+};
 
 pub(crate) const MODE: &str = "RETRYSAFE_TORTURE_MODE";
 pub(crate) const ENGINE: &str = "RETRYSAFE_TORTURE_ENGINE";
 pub(crate) const URL: &str = "RETRYSAFE_TORTURE_URL";
+/// Where the card processor listens.
+pub(crate) const PROCESSOR: &str = "RETRYSAFE_TORTURE_PROCESSOR";
 /// What it says first; the test harness talks on the same pipe.
 pub(crate) const LISTENS: &str = "torture listens on ";
 
 const CONNECTIONS: u32 = 6;
-/// Of the ordinary layer: what was killed is taken over soon.
-const LEASE: Duration = Duration::from_millis(500);
+/// Where the claim is committed before the work: what was killed is taken over soon.
+pub(crate) const LEASE: Duration = Duration::from_millis(500);
 
 /// The points of each mode, in the order of a request.
-pub(crate) fn points(mode: Mode) -> &'static [&'static str] {
+pub(crate) fn points(mode: Mode, engine: Engine) -> Vec<&'static str> {
+    const BEGIN: [&str; 3] = ["before the claim", "after BEGIN", "after the claim"];
+    /// Of what SQLite's writer does for many at once, a claim for one.
+    const TURN: [&str; 2] = ["before the end of a turn", "after the end of a turn"];
+    /// A step, the call, and what is kept of both.
+    const PHASES: [&str; 7] = [
+        "before the point",
+        "after the point",
+        "between step and phase",
+        "before the call",
+        "during the call",
+        "after the call",
+        "after the phase",
+    ];
+    const WORK: [&str; 2] = ["during the work", "after the work"];
+    const END: [&str; 4] = [
+        "before the outcome",
+        "before the commit",
+        "after the commit",
+        "between rollback and refusal",
+    ];
+    const ANSWER: [&str; 3] = ["before the answer", "during the answer", "after the answer"];
+    const BETWEEN: &str = "between the commits";
+
+    let turn = if engine == Engine::Sqlite { &TURN[..] } else { &[] };
     match mode {
-        Mode::Transactional => &[
-            "before the claim",
-            "after BEGIN",
-            "after the claim",
-            "during the work",
-            "after the work",
-            "before the outcome",
-            "before the commit",
-            "after the commit",
-            "between rollback and refusal",
-            "before the answer",
-            "during the answer",
-            "after the answer",
-        ],
-        Mode::Layer => &[
-            "between the commits",
-            "during the work",
-            "between the commits",
-            "after the work",
-            "between the commits",
-            "before the answer",
-            "during the answer",
-            "after the answer",
-        ],
+        Mode::Transactional => [&BEGIN, turn, &WORK, &END, &ANSWER].concat(),
+        Mode::Phases => [&BEGIN, turn, &PHASES, &WORK, &END, &ANSWER].concat(),
+        Mode::Layer => {
+            let others = [&WORK[..], &ANSWER].concat();
+            others.into_iter().flat_map(|point| [BETWEEN, point]).collect()
+        }
     }
 }
 
@@ -65,9 +78,11 @@ pub(crate) fn is_wanted() -> bool {
 pub(crate) async fn serve() {
     let mode = Mode::parse(&env::var(MODE).unwrap()).unwrap();
     let url = env::var(URL).unwrap();
+    let processor = env::var(PROCESSOR).unwrap().parse().unwrap();
     let router = match Engine::parse(&env::var(ENGINE).unwrap()).unwrap() {
-        Engine::Postgres => postgres::router(mode, &url).await,
-        Engine::MySql => mysql::router(mode, &url).await,
+        Engine::Postgres => postgres::router(mode, &url, processor).await,
+        Engine::MySql => mysql::router(mode, &url, processor).await,
+        Engine::Sqlite => sqlite::router(mode, &url, processor),
     };
     let router = router.layer(middleware::from_fn(answer));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -76,6 +91,7 @@ pub(crate) async fn serve() {
 }
 
 /// What a client asks for.
+#[derive(Clone)]
 struct Order {
     /// Its key.
     request: String,
@@ -100,15 +116,13 @@ impl Order {
     }
 }
 
-/// What came of it: the number of its slip, unless there was not enough.
-type Transferred = sqlx::Result<Option<i64>>;
-
 /// How a service answers; an error is a status, and not kept.
 type Answered = Result<(StatusCode, String), StatusCode>;
 
-fn answered(transferred: Transferred) -> Answered {
-    match transferred {
-        Ok(Some(number)) => Ok((StatusCode::CREATED, format!("transfer {number}"))),
+/// By what came of it: the number of its slip, unless there was not enough.
+fn answered<E>(came: Result<Option<i64>, E>) -> Answered {
+    match came {
+        Ok(Some(number)) => Ok((StatusCode::CREATED, transferred(number, None))),
         Ok(None) => Ok((StatusCode::UNPROCESSABLE_ENTITY, "not enough".to_owned())),
         Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
     }

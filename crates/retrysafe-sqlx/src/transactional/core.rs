@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use retrysafe_core::{
     About, Acquired, Begin, Claim, Found, Held, Lease, OperationId, Store as _, StoreError,
-    StoreErrorKind, Swept, Unit,
+    StoreErrorKind, Swept, Unit, failpoint,
 };
 use sqlx::Transaction;
 use tokio::{
@@ -18,7 +18,6 @@ use super::{
     flights::{Entered, Flights, in_flight_elsewhere},
     transaction::Slot,
 };
-use crate::failpoint;
 
 /// How often a waiter looks for what another process did.
 const POLL: Duration = Duration::from_millis(100);

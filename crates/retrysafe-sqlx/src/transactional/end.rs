@@ -2,12 +2,13 @@
 
 use std::{future::Future, time::Duration};
 
-use retrysafe_core::{Begin, Claim, Found, Held, Lease, Store as _, StoreError, StoreErrorKind};
+use retrysafe_core::{
+    Begin, Claim, Found, Held, Lease, Store as _, StoreError, StoreErrorKind, failpoint,
+};
 use sqlx::Transaction;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Core, Looked, Outcome, Side, transaction::Taken};
-use crate::failpoint;
 
 impl<S: Side> Core<S> {
     /// Writes the outcome in the transaction of its attempt, and commits.

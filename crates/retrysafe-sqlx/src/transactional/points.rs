@@ -6,7 +6,7 @@
 use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
-use retrysafe_core::{Lease, NotLent, PointFuture, Points, StoreError, StoreErrorKind};
+use retrysafe_core::{Lease, NotLent, PointFuture, Points, StoreError, StoreErrorKind, failpoint};
 use sqlx::{Database, Transaction};
 use tokio::time::Instant;
 
@@ -14,7 +14,6 @@ use super::{
     Core, Side,
     transaction::{Given, Slot},
 };
-use crate::failpoint;
 
 type Opening<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 

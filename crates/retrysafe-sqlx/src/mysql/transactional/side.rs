@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use retrysafe_core::{
     Abandoned, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
+    failpoint,
     lifecycle::{Phase, Record, Step},
 };
 use sqlx::{
@@ -13,7 +14,6 @@ use sqlx::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    failpoint,
     mysql::{
         MySqlStore,
         error::{self, Fate},

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use retrysafe_core::{
     Abandoned, Acquired, Begin, Claim, Found, Held, Lease, OperationId, StoreError, StoreErrorKind,
+    failpoint,
     lifecycle::{Phase, Record, Step, attempt_of},
 };
 use sqlx::{
@@ -15,7 +16,6 @@ use sqlx::{
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    failpoint,
     postgres::{
         PostgresStore, acquired,
         call::{Shared, Statement, statement},
