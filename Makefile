@@ -59,7 +59,7 @@ torture:
 CALLS ?= 10000
 calls:
 	RETRYSAFE_TEST_CALLS=$(CALLS) $(CARGO) test --package retrysafe-client --test suite --locked faults:: -- --nocapture
-	RETRYSAFE_TEST_CALLS=$(CALLS) $(CARGO) test --package retrysafe-cli --test client --locked -- --nocapture
+	RETRYSAFE_TEST_CALLS=$(CALLS) $(CARGO) test --package retrysafe-cli --test suite --locked client:: -- --nocapture
 
 # One example: make example NAME=axum-orders ARGS="--listen 127.0.0.1:3000"
 example:

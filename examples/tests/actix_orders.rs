@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod orders;
-#[path = "../../crates/retrysafe-cli/tests/support/readme.rs"]
+#[path = "../../crates/retrysafe-cli/tests/suite/support/readme.rs"]
 mod readme;
 
 const NAME: &str = "actix-orders";

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
-#[path = "../../crates/retrysafe-cli/tests/support/readme.rs"]
+#[path = "../../crates/retrysafe-cli/tests/suite/support/readme.rs"]
 mod readme;
 
 use std::{env, fs, path::Path, process::Stdio};

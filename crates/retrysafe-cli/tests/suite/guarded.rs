@@ -1,12 +1,8 @@
 //! The proxy with the layer on: how an attempt ends when the service fails, and what it is told.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{fs, thread};
 
-use support::{
+use crate::support::{
     Connection, OK, Running, Service, exchange, get, header, nowhere, post, retrysafe, status,
 };
 

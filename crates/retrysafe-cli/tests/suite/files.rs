@@ -1,14 +1,10 @@
 //! The store's file: what can't be used is said before anything listens and stays as it is; what
 //! goes wrong while the proxy runs never runs anything twice.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{fs, net::SocketAddr, path::Path, thread};
 
+use crate::support::{OK, Running, Service, ends, exchange, header, post, retrysafe, status};
 use rusqlite::Connection as Database;
-use support::{OK, Running, Service, ends, exchange, header, post, retrysafe, status};
 
 fn url(path: &Path) -> String {
     format!("sqlite:{}", path.display())

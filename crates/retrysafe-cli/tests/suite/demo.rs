@@ -1,12 +1,8 @@
 //! The demo, which is the whole of it: proxy, layer, store and a service, over real sockets.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{net::SocketAddr, path::Path, thread};
 
-use support::{Connection, Running, ends, exchange, get, header, post, retrysafe, status};
+use crate::support::{Connection, Running, ends, exchange, get, header, post, retrysafe, status};
 
 fn demo(folder: &Path, flags: &[&str]) -> Running {
     Running::start(

@@ -1,11 +1,6 @@
 //! The README's lines for the demo, run as they stand there. What they print must be what the README
 //! shows, but for what differs from run to run: addresses, ids, dates and lengths.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
-
-#[path = "support/readme.rs"]
-mod readme;
-
 use std::{
     fs,
     io::{BufRead as _, BufReader},
@@ -13,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use readme::steps;
+use crate::support::readme::steps;
 
 struct Demo {
     child: Child,

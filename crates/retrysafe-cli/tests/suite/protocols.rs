@@ -1,9 +1,5 @@
 //! HTTP/2 in front and behind, and a service behind TLS.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -14,6 +10,7 @@ use std::{
     },
 };
 
+use crate::support::{Running, exchange, header, post, retrysafe, status};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::HOST};
 use http_body_util::{BodyExt as _, Full};
@@ -23,7 +20,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use support::{Running, exchange, header, post, retrysafe, status};
 use tokio::{
     net::TcpListener,
     sync::{Notify, Semaphore},

@@ -1,15 +1,11 @@
 //! The case table on the proxy: a process of its own, in front of a service that knows nothing of it.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{convert::Infallible, net::SocketAddr, sync::Mutex};
 
+use crate::support::Running;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use retrysafe_testkit::doors::{self, Door, Place, Profile, Service};
-use support::Running;
 use tokio::{net::TcpListener, task::block_in_place};
 
 #[derive(Default)]

@@ -1,10 +1,6 @@
 //! The client and the proxy together: thousands of calls with faults at every stage, each executed
 //! exactly once, none lost. `make calls` makes ten thousand.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -16,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use crate::support::Running;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::{Request, Response, StatusCode};
@@ -26,7 +23,6 @@ use retrysafe_client::{
     Client, FileJournal, IdempotencyKey, OutcomeUnknown, ResumedOutcome, RetryPolicy,
 };
 use retrysafe_testkit::{SeededEntropy, servers::Wire};
-use support::Running;
 use tokio::{net::TcpListener, time::sleep};
 
 /// How long an attempt of the client may take.

@@ -1,10 +1,6 @@
 //! S3: what a client sends is in no log, however much is logged, and in no metric.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
-use support::{Running, Service, ends, exchange, get, post, retrysafe, status};
+use crate::support::{Running, Service, ends, exchange, get, post, retrysafe, status};
 
 #[test]
 fn s3_keys_scopes_and_bodies_reach_neither_logs_nor_metrics() {

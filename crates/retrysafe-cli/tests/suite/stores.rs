@@ -1,10 +1,6 @@
 //! Proxies on one store that is a server: Redis, PostgreSQL, MariaDB, NATS. Several on one store run
 //! one; one that dies or falls asleep is followed by another; and what a store that goes away does.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
@@ -12,11 +8,11 @@ use std::{
     thread,
 };
 
-use retrysafe_testkit::servers::{MariadbServer, NatsServer, PostgresServer, RedisServer};
-use serde_json::Value;
-use support::{
+use crate::support::{
     OK, Running, Service, ends, exchange, get, header, nowhere, post, retrysafe, status,
 };
+use retrysafe_testkit::servers::{MariadbServer, NatsServer, PostgresServer, RedisServer};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 /// The servers' own; the tests themselves block.
@@ -186,7 +182,7 @@ fn crash_wedges(store: &str) {
     let other = Running::proxy(service.address, &flags);
     let (of_owner, of_other) = (owner.address, other.address);
     let client = thread::spawn(move || {
-        let mut client = support::Connection::to(of_owner);
+        let mut client = crate::support::Connection::to(of_owner);
         client.send(&post("/orders", "Idempotency-Key: killed\r\n", "{}"));
         client.rest()
     });

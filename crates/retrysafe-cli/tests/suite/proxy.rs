@@ -1,12 +1,10 @@
 //! The proxy with the layer off: what passes, how a failing service is answered, how it stops.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{net::TcpStream, thread};
 
-use support::{Connection, OK, Running, Service, exchange, get, header, nowhere, post, status};
+use crate::support::{
+    Connection, OK, Running, Service, exchange, get, header, nowhere, post, status,
+};
 
 fn open_proxy(service: &Service, flags: &[&str]) -> Running {
     Running::proxy(service.address, &[&["--protect=false"], flags].concat())

@@ -1,13 +1,9 @@
 //! F4 through the proxy: a body that is longer than what is read ahead is never held in memory, and
 //! a retry is told from another upload to the last byte.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{net::SocketAddr, thread};
 
-use support::{Connection, OK, Running, Service, header, status};
+use crate::support::{Connection, OK, Running, Service, header, status};
 
 const MIB: usize = 1024 * 1024;
 

@@ -1,12 +1,8 @@
 //! What can't be configured is said in one line, with exit code 2, before anything listens.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
-mod support;
-
 use std::{fs, net::TcpListener, path::Path};
 
-use support::{Running, Service, ends, get, nowhere, retrysafe, status};
+use crate::support::{Running, Service, ends, get, nowhere, retrysafe, status};
 
 fn file(folder: &Path, text: &str) -> String {
     let path = folder.join("retrysafe.toml");
@@ -169,7 +165,7 @@ fn the_help_of_the_demo_is_about_the_demo() {
 fn a_flag_outranks_a_variable_which_outranks_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let dead = nowhere();
-    let live = Service::listen().always(support::OK);
+    let live = Service::listen().always(crate::support::OK);
     let text = |upstream| {
         format!("upstream = \"http://{upstream}\"\nlisten = \"127.0.0.1:0\"\nstore = \"memory:\"\n")
     };

@@ -1,6 +1,7 @@
 //! What the tests of the binary share: the binary itself, a service whose every byte is scripted,
 //! and a client that speaks raw HTTP/1.1. Everything waits for events, never for time to pass.
-#![allow(dead_code, reason = "no test file uses all of it")]
+
+pub(crate) mod readme;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -44,7 +45,8 @@ pub(crate) fn ends(command: &mut Command) -> (i32, String) {
 /// A running `retrysafe`, killed when it is dropped.
 pub(crate) struct Running {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    /// Kept open, so that it can go on printing.
+    _stdout: BufReader<ChildStdout>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: Option<SocketAddr>,
 }
@@ -74,7 +76,7 @@ impl Running {
                 break address.parse().unwrap();
             }
         };
-        Self { child, stdout, address, admin }
+        Self { child, _stdout: stdout, address, admin }
     }
 
     /// A proxy in front of a service.
@@ -297,12 +299,6 @@ impl Connection {
         let mut rest = Vec::new();
         let _ = self.stream.read_to_end(&mut rest);
         String::from_utf8(rest).unwrap()
-    }
-
-    /// Ends the connection with a reset instead of a close.
-    pub(crate) fn reset(self) {
-        // What was not read turns a close into a reset; a service that did not read it all resets.
-        drop(self.stream);
     }
 }
 
