@@ -27,12 +27,14 @@ lint:
 tests:
 	$(CARGO) test --workspace --all-features --locked --no-fail-fast
 
+# They run the binary, too. It is built as for the tests: by itself it would be built anew, with other features.
 examples:
-	$(CARGO) build --locked --package retrysafe-cli
+	$(CARGO) test --workspace --all-features --locked --no-run --quiet
 	$(call EXAMPLES,test) --locked
 
+# With the examples of the crates, for the same reason: what they depend on has been checked with their features.
 docs:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --locked --lib --examples
 
 # The targets of docs/benchmarks.md, as ratios and counts from one run. The peer of P13 asks for a newer
 # compiler than it needs.
