@@ -97,6 +97,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
         .disable_signals()
         .bind(listen)
         .map_err(|error| failed(&format!("can't listen on {listen}"), &error))?;
+    let stop = stop_signal();
     for address in server.addrs() {
         println!("listening on http://{address}, keeping records in {}", opened.url);
     }
@@ -104,7 +105,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
     let handle = server.handle();
     let running = rt::spawn(server);
 
-    stop_signal().await;
+    stop.await;
     handle.pause().await;
     // A handler goes on when its client has hung up, so some may still be at work. A worker would
     // end without them.
@@ -241,21 +242,26 @@ impl Processor {
     }
 }
 
-/// Ends with the first SIGINT or SIGTERM.
-async fn stop_signal() {
+/// Ends with the first SIGINT, or the first SIGTERM from this call on.
+fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
-    let terminated = async {
+    let terminated = {
         use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+        let signal = signal(SignalKind::terminate());
+        async move {
+            match signal {
+                Ok(mut signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
         }
     };
     #[cfg(not(unix))]
     let terminated = std::future::pending::<Option<()>>();
 
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+    async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated => {}
+        }
     }
 }

@@ -80,10 +80,11 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
         .await
         .map_err(|error| failed(&format!("can't listen on {listen}"), &error))?;
     let address = listener.local_addr().map_err(|error| failed("no address", &error))?;
+    let stop = stop_signal();
     println!("listening on http://{address}, keeping records in {}", opened.url);
 
     axum::serve(listener, app)
-        .with_graceful_shutdown(stop_signal())
+        .with_graceful_shutdown(stop)
         .await
         .map_err(|error| failed("the server failed", &error))?;
     // A handler goes on when its client has hung up, so some may still be at work.
@@ -252,21 +253,26 @@ impl Processor {
     }
 }
 
-/// Ends with the first SIGINT or SIGTERM.
-async fn stop_signal() {
+/// Ends with the first SIGINT, or the first SIGTERM from this call on.
+fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
-    let terminated = async {
+    let terminated = {
         use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+        let signal = signal(SignalKind::terminate());
+        async move {
+            match signal {
+                Ok(mut signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
         }
     };
     #[cfg(not(unix))]
     let terminated = std::future::pending::<Option<()>>();
 
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+    async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated => {}
+        }
     }
 }

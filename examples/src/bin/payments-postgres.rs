@@ -393,27 +393,33 @@ async fn answer(listen: SocketAddr, app: Router) -> Result<(), String> {
         .await
         .map_err(|error| failed(&format!("can't listen on {listen}"), &error))?;
     let address = listener.local_addr().map_err(|error| failed("no address", &error))?;
+    let stop = stop_signal();
     println!("listening on http://{address}");
-    let served = axum::serve(listener, app).with_graceful_shutdown(stop_signal()).await;
+    let served = axum::serve(listener, app).with_graceful_shutdown(stop).await;
     served.map_err(|error| failed("the server failed", &error))
 }
 
-/// Ends with the first SIGINT or SIGTERM.
-async fn stop_signal() {
+/// Ends with the first SIGINT, or the first SIGTERM from this call on.
+fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
-    let terminated = async {
+    let terminated = {
         use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+        let signal = signal(SignalKind::terminate());
+        async move {
+            match signal {
+                Ok(mut signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
         }
     };
     #[cfg(not(unix))]
     let terminated = std::future::pending::<Option<()>>();
 
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+    async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated => {}
+        }
     }
 }
 

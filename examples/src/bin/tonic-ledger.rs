@@ -95,6 +95,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
         .await
         .map_err(|error| failed(&format!("can't listen on {listen}"), &error))?;
     let address = listener.local_addr().map_err(|error| failed("no address", &error))?;
+    let signal = stop_signal();
     println!("listening on http://{address}, keeping records in {}", opened.url);
 
     let (stop, stopped) = broadcast::channel(1);
@@ -104,7 +105,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
         .layer(idempotency.clone())
         .add_service(LedgerServer::new(Bank::new(stopped)))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), async {
-            stop_signal().await;
+            signal.await;
             drop(stop); // else a watcher would keep the server from stopping
         })
         .await
@@ -193,21 +194,26 @@ impl Backend {
     }
 }
 
-/// Ends with the first SIGINT or SIGTERM.
-async fn stop_signal() {
+/// Ends with the first SIGINT, or the first SIGTERM from this call on.
+fn stop_signal() -> impl Future<Output = ()> {
     #[cfg(unix)]
-    let terminated = async {
+    let terminated = {
         use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+        let signal = signal(SignalKind::terminate());
+        async move {
+            match signal {
+                Ok(mut signal) => signal.recv().await,
+                Err(_) => std::future::pending().await,
+            }
         }
     };
     #[cfg(not(unix))]
     let terminated = std::future::pending::<Option<()>>();
 
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated => {}
+    async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated => {}
+        }
     }
 }
