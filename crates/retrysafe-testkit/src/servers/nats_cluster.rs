@@ -71,9 +71,15 @@ impl NatsCluster {
     ///
     /// # Panics
     ///
-    /// If there is no leader before, or none after.
+    /// If none comes to lead before, or none after.
     pub async fn kill_leader_of(&mut self, stream: &str) -> usize {
-        let killed = self.leader_of(stream).await.expect("a stream with a leader");
+        let mut leader = None;
+        until("a node leads", async || {
+            leader = self.leader_of(stream).await;
+            leader.is_some()
+        })
+        .await;
+        let killed = leader.expect("a node leads");
         self.nodes[killed].kill().await;
         until("another node leads", async || {
             self.leader_of(stream).await.is_some_and(|leader| leader != killed)
