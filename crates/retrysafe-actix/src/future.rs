@@ -11,8 +11,8 @@ use actix_web::{
     body::{EitherBody, MessageBody},
     dev::ServiceResponse,
 };
+use fragile::Fragile;
 use pin_project_lite::pin_project;
-use send_wrapper::SendWrapper;
 
 use crate::{
     aside::Aside,
@@ -20,7 +20,7 @@ use crate::{
     response::{self, HandlerBody, ResponseBody},
 };
 
-type Guarded<F> = retrysafe::ResponseFuture<Handling<F>, HandlerBody, SendWrapper<Error>>;
+type Guarded<F> = retrysafe::ResponseFuture<Handling<F>, HandlerBody, Fragile<Error>>;
 
 pin_project! {
     /// A response that is on its way. One that is not guarded is the inner future, unboxed.
@@ -67,7 +67,7 @@ where
             }
             KindProject::Guarded { answer, aside } => Poll::Ready(match ready!(answer.poll(cx)) {
                 Ok(response) => response::outgoing(response, aside),
-                Err(error) => Err(error.take()),
+                Err(error) => Err(error.into_inner()),
             }),
             KindProject::Refused { error } => match error.take() {
                 Some(error) => Poll::Ready(Err(error)),

@@ -11,10 +11,10 @@ use actix_web::{
     body::MessageBody,
     dev::{Service as ActixService, ServiceRequest, ServiceResponse},
 };
+use fragile::Fragile;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use retrysafe::RequestBody;
-use send_wrapper::SendWrapper;
 use tower_service::Service;
 
 use crate::{
@@ -25,11 +25,11 @@ use crate::{
 
 /// The inner service. Nothing of it is `Send`, and the engine asks for what is: all of it is wrapped,
 /// and the engine's tasks stay on the thread of the worker (`IdempotencyLayerBuilder::local`).
-pub(crate) struct Handler<I>(SendWrapper<Rc<I>>);
+pub(crate) struct Handler<I>(Fragile<Rc<I>>);
 
 impl<I> Handler<I> {
     pub(crate) fn new(inner: Rc<I>) -> Self {
-        Self(SendWrapper::new(inner))
+        Self(Fragile::new(inner))
     }
 }
 
@@ -45,18 +45,18 @@ where
     B: MessageBody + 'static,
 {
     type Response = Response<HandlerBody>;
-    type Error = SendWrapper<Error>;
+    type Error = Fragile<Error>;
     type Future = Handling<I::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(cx).map_err(SendWrapper::new)
+        self.0.get().poll_ready(cx).map_err(Fragile::new)
     }
 
     fn call(&mut self, request: Request<RequestBody<Incoming>>) -> Self::Future {
         let Some((request, aside)) = request::outgoing(request) else {
             unreachable!("a request runs once, and what is Actix's waits for it aside")
         };
-        Handling { handler: SendWrapper::new(self.0.call(request)), aside }
+        Handling { handler: Fragile::new(self.0.get().call(request)), aside }
     }
 }
 
@@ -64,7 +64,7 @@ pin_project! {
     /// The handler at work.
     pub(crate) struct Handling<F> {
         #[pin]
-        handler: SendWrapper<F>,
+        handler: Fragile<F>,
         aside: Aside,
     }
 }
@@ -74,7 +74,7 @@ where
     F: Future<Output = Result<ServiceResponse<B>, Error>>,
     B: MessageBody + 'static,
 {
-    type Output = Result<Response<HandlerBody>, SendWrapper<Error>>;
+    type Output = Result<Response<HandlerBody>, Fragile<Error>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();

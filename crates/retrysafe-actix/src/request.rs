@@ -11,11 +11,11 @@ use actix_web::{
     error::PayloadError,
 };
 use bytes::Bytes;
+use fragile::Fragile;
 use futures_util::Stream;
 use http::{Request, request::Parts, uri::InvalidUri};
 use http_body::{Body, Frame, SizeHint};
 use retrysafe::{Attempt, IdempotencyKey, RequestBody};
-use send_wrapper::SendWrapper;
 
 use crate::{aside::Aside, head};
 
@@ -27,7 +27,7 @@ use crate::{aside::Aside, head};
 pub(crate) fn incoming(request: ServiceRequest) -> Result<(Request<Incoming>, Aside), InvalidUri> {
     let uri = head::uri(request.uri())?;
     let (request, payload) = request.into_parts();
-    let mut ours = Request::new(Incoming(SendWrapper::new(payload)));
+    let mut ours = Request::new(Incoming(Fragile::new(payload)));
     *ours.uri_mut() = uri;
     *ours.version_mut() = head::version(request.version());
     *ours.headers_mut() = head::headers(request.headers());
@@ -71,14 +71,14 @@ fn tell(request: &actix_web::HttpRequest, parts: &mut Parts) {
 
 fn payload(body: RequestBody<Incoming>) -> Payload {
     match body.into_passed() {
-        Ok(Incoming(payload)) => payload.take(),
+        Ok(Incoming(payload)) => payload.into_inner(),
         Err(body) if body.is_end_stream() => Payload::None,
         Err(body) => Payload::Stream { payload: Box::pin(Read(body)) },
     }
 }
 
 /// The body of a request as Actix receives it.
-pub(crate) struct Incoming(SendWrapper<Payload>);
+pub(crate) struct Incoming(Fragile<Payload>);
 
 impl Body for Incoming {
     type Data = Bytes;
@@ -88,16 +88,16 @@ impl Body for Incoming {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PayloadError>>> {
-        let data = ready!(Pin::new(&mut *self.0).poll_next(cx));
+        let data = ready!(Pin::new(self.0.get_mut()).poll_next(cx));
         Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(*self.0, Payload::None)
+        matches!(self.0.get(), Payload::None)
     }
 
     fn size_hint(&self) -> SizeHint {
-        match *self.0 {
+        match self.0.get() {
             Payload::None => SizeHint::with_exact(0),
             _ => SizeHint::default(),
         }

@@ -14,10 +14,10 @@ use actix_web::{
     error::InternalError,
 };
 use bytes::Bytes;
+use fragile::Fragile;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use retrysafe::BoxError;
-use send_wrapper::SendWrapper;
 
 use crate::{
     aside::Aside,
@@ -95,7 +95,7 @@ impl fmt::Display for HandlerFailed {
 
 /// The body of a response as the handler gives it.
 pub(crate) struct HandlerBody {
-    body: SendWrapper<BoxBody>,
+    body: Fragile<BoxBody>,
     /// What is left of a body that has said how long it is.
     left: Option<u64>,
 }
@@ -107,7 +107,7 @@ impl HandlerBody {
             BodySize::Sized(length) => Some(length),
             BodySize::Stream => None,
         };
-        Self { body: SendWrapper::new(body), left }
+        Self { body: Fragile::new(body), left }
     }
 }
 
@@ -120,7 +120,7 @@ impl Body for HandlerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        Poll::Ready(match ready!(Pin::new(&mut *this.body).poll_next(cx)) {
+        Poll::Ready(match ready!(Pin::new(this.body.get_mut()).poll_next(cx)) {
             Some(Ok(data)) => {
                 this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                 Some(Ok(Frame::data(data)))

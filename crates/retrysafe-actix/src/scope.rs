@@ -3,8 +3,8 @@
 use std::any::type_name;
 
 use actix_web::{HttpMessage as _, HttpRequest};
+use fragile::Fragile;
 use retrysafe::{ConfigError, Scope};
-use send_wrapper::SendWrapper;
 
 use crate::aside::Aside;
 
@@ -83,8 +83,8 @@ impl ScopeFrom {
     {
         Self(retrysafe::ScopeFrom::async_function(move |parts| {
             let finding = Aside::of(&parts.extensions)
-                .and_then(|aside| aside.look(|request| Some(SendWrapper::new(find(request)))));
-            SendWrapper::new(async move { finding?.await })
+                .and_then(|aside| aside.look(|request| Some(Fragile::new(find(request)))));
+            Fragile::new(async move { finding?.await })
         }))
     }
 }
