@@ -105,16 +105,11 @@ fn by_hand(path: &Path) -> Outcome<Connection> {
 }
 
 fn claims_per_second(connection: &Connection, batch: usize, claims: usize) -> Outcome<f64> {
-    const FIND: &str = "
-        SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until, retention,
-            expires_at, payload
-        FROM record WHERE id = ?1";
-    const PUT: &str = "
+    const INSERT: &str = "
         INSERT INTO record (id, owner, fence, previous_vanished, state, fingerprint, lease_until,
             retention, expires_at, payload)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-        ON CONFLICT (id) DO UPDATE SET owner = ?2, fence = ?3, previous_vanished = ?4, state = ?5,
-            fingerprint = ?6, lease_until = ?7, retention = ?8, expires_at = ?9, payload = ?10";
+        ON CONFLICT (id) DO NOTHING";
 
     let claims: Vec<_> = (0..claims).map(|_| claim()).collect();
     let now = Duration::from_secs(1_700_000_000);
@@ -124,10 +119,7 @@ fn claims_per_second(connection: &Connection, batch: usize, claims: usize) -> Ou
         connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         for claim in batch {
             let id = claim.id.as_bytes().as_slice();
-            if connection.prepare_cached(FIND)?.exists(params![id])? {
-                return Err("a fresh key was not free".into());
-            }
-            connection.prepare_cached(PUT)?.execute(params![
+            let inserted = connection.prepare_cached(INSERT)?.execute(params![
                 id,
                 claim.owner.to_bytes().as_slice(),
                 1,
@@ -139,6 +131,9 @@ fn claims_per_second(connection: &Connection, batch: usize, claims: usize) -> Ou
                 millis(claim.retention)?,
                 None::<&[u8]>,
             ])?;
+            if inserted != 1 {
+                return Err("a fresh key was not free".into());
+            }
         }
         connection.prepare_cached("COMMIT")?.execute([])?;
     }

@@ -21,13 +21,29 @@ pub struct Attempt {
     key: IdempotencyKey,
     scope: Scope,
     acquired: Acquired,
+    store: Option<&'static str>,
     unit: Option<Arc<dyn Unit>>,
 }
 
 impl Attempt {
     /// The context of an attempt that was acquired.
     pub fn new(id: OperationId, key: IdempotencyKey, scope: Scope, acquired: Acquired) -> Self {
-        Self { id, key, scope, acquired, unit: None }
+        Self { id, key, scope, acquired, store: None, unit: None }
+    }
+
+    /// The same, of an attempt that was claimed in a store of this engine ([`About::engine`]).
+    ///
+    /// [`About::engine`]: crate::About::engine
+    pub fn claimed_in(mut self, engine: &'static str) -> Self {
+        self.store = Some(engine);
+        self
+    }
+
+    /// Whether this attempt is the claim of an operation in a store of this engine. A layer inside
+    /// that would claim it once more would meet its own request; one on another kind of store keeps
+    /// what the layer outside does not.
+    pub fn is_claim_of(&self, operation: &OperationId, engine: &str) -> bool {
+        self.id == *operation && self.store.is_none_or(|store| store == engine)
     }
 
     /// The same, of an attempt that the store has lent something to ([`Store::unit`]).

@@ -207,7 +207,7 @@ impl KeyRules {
         self.format.validate()?;
         if self.max_length < self.format.shortest() {
             return Err(ConfigError::new(
-                "max_length",
+                "max_key_length",
                 format!("no key of this format fits in {} bytes", self.max_length),
             ));
         }

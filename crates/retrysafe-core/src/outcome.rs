@@ -87,10 +87,12 @@ impl OutcomePolicy {
         Self::Custom(Arc::new(judge))
     }
 
-    /// What becomes of the record when the handler answered with this head.
+    /// What becomes of the record when the handler answered with this head. A 1xx is no answer, and
+    /// never kept.
     pub fn judge(&self, head: ResponseHead<'_>) -> Disposition {
         let status = head.status.as_u16();
         match (self, status) {
+            (_, ..200) => Disposition::GiveUp,
             (Self::Custom(judge), _) => judge(head),
             (_, 401 | 407 | 425 | 426 | 429) => Disposition::Release,
             (_, 200..=299) | (Self::Stripe, _) => Disposition::Keep,

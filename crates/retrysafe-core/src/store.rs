@@ -470,7 +470,9 @@ pub struct StoreError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// The store could not be reached, and nothing was sent. Nothing changed.
+    /// The store could not be reached, and nothing was sent. Nothing changed. Never said of a store
+    /// that is there and busy, nor by a call that it has answered before
+    /// ([`StoreError::after_an_answer`]).
     Unreachable,
     /// The store broke off or refused to answer. The call may have had its effect.
     Unavailable,
@@ -523,6 +525,20 @@ impl StoreError {
     /// What kind of failure it was.
     pub fn kind(&self) -> StoreErrorKind {
         self.kind
+    }
+
+    /// The same, of a call to which the store has given an answer before this one failed.
+    ///
+    /// D4: a store that has answered is there, and what it said may have been that the operation is
+    /// known. Nothing may run unprotected beside it, so [`Unreachable`](StoreErrorKind::Unreachable)
+    /// becomes [`Unavailable`](StoreErrorKind::Unavailable), and keeps the first as its source. Every
+    /// other error stays what it is.
+    pub fn after_an_answer(self) -> Self {
+        if self.kind != StoreErrorKind::Unreachable {
+            return self;
+        }
+        let context = format!("it broke off in the middle of a call: {self}");
+        Self::with_source(StoreErrorKind::Unavailable, context, self)
     }
 
     /// Whether the call may have had its effect although it failed.

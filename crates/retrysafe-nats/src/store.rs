@@ -148,13 +148,29 @@ impl Shared {
         verb: impl Fn(Record, Duration) -> Step<T>,
         absent: impl Fn(Duration) -> Step<T>,
     ) -> Result<T, StoreError> {
+        let read = self.read(id).await?;
+        let acted = self.act_on(read, id, time, verb, absent).await;
+        acted.map_err(StoreError::after_an_answer)
+    }
+
+    async fn act_on<T>(
+        &self,
+        mut read: Option<Kept>,
+        id: &OperationId,
+        time: Time,
+        verb: impl Fn(Record, Duration) -> Step<T>,
+        absent: impl Fn(Duration) -> Step<T>,
+    ) -> Result<T, StoreError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let (expected, age, step) = match self.read(id).await? {
+            let (expected, age, step) = match read {
                 None => (0, Duration::ZERO, absent(Duration::ZERO)),
                 Some(kept) => match self.judge(&kept, time, &verb, &absent).await? {
                     Some((age, step)) => (kept.sequence, age, step),
-                    None => continue,
+                    None => {
+                        read = self.read(id).await?;
+                        continue;
+                    }
                 },
             };
             let Some(record) = step.write else {
@@ -169,6 +185,7 @@ impl Shared {
             // Another write was faster, or is under way. Jitter keeps many from trying in step.
             sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
             pause = (pause * 2).min(LAST_PAUSE);
+            read = self.read(id).await?;
         }
     }
 
@@ -217,7 +234,7 @@ impl Shared {
         if let Some(known) = self.seen.get(id)
             && known.sequence > sequence
         {
-            self.leader.now(&self.stream).await?;
+            self.leader.now(&self.stream).await.map_err(StoreError::after_an_answer)?;
             self.seen.forget(id, known.sequence);
         }
         Ok(kept)
@@ -288,9 +305,11 @@ impl Shared {
         // A free key in the first round. A second, if the record that is there is one that this
         // handle has seen, and the server has just said that it is still the last.
         while let Some(record) = step.write {
-            let last = match self.write(expected, record, age).await? {
-                Written::Stored(_) => return Ok(step.answer),
-                Written::Refused(last) => last,
+            let last = match self.write(expected, record, age).await {
+                Ok(Written::Stored(_)) => return Ok(step.answer),
+                Ok(Written::Refused(last)) => last,
+                Err(error) if expected == 0 => return Err(error),
+                Err(error) => return Err(error.after_an_answer()),
             };
             let seen = self.seen.get(id).filter(|seen| Some(seen.sequence) == last);
             let Some(seen) = seen.filter(|seen| seen.sequence != expected) else { break };
@@ -303,7 +322,9 @@ impl Shared {
                 return Ok(step.answer);
             }
         }
-        self.act(id, Time::Lately, begin, first).await
+        // The first write was refused, so there is a record.
+        let acted = self.act(id, Time::Lately, begin, first).await;
+        acted.map_err(StoreError::after_an_answer)
     }
 
     /// How long attempt `seen` still holds a live lease; `None` if it does not.

@@ -2,7 +2,7 @@
 if is_held_by(ARGV[1]) then
   -- A lapsed lease that nobody took over is still the live attempt's (ST3).
   if state == 'P' then
-    keep('\1D\2' .. string.sub(head, 4, 27) .. ARGV[2], tonumber(ARGV[3]))
+    keep('\1D\2' .. string.sub(head, 4, 27) .. ARGV[2], ARGV[3])
     tell()
     return 1
   end

@@ -11,7 +11,7 @@
 -- Numbers are big-endian. When the record ends is the key's own expiry, and how far its lease has run
 -- is read from that: ST7, the only clock is this server's.
 local key = KEYS[1]
-local NOBODY = string.rep('\0', 16)
+local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 
 -- A finished record may be megabytes long: only what judges it is read up front.
 local head = redis.call('GETRANGE', key, 0, 42)
@@ -51,8 +51,9 @@ local function fingerprint()
   return string.sub(part, 1, 1 + string.byte(part, 1))
 end
 
+-- The milliseconds as they were sent: a number of Lua's would be written out again for the command.
 local function keep(record, milliseconds)
-  if milliseconds > 0 then
+  if milliseconds ~= '0' then
     redis.call('SET', key, record, 'PX', milliseconds)
   else
     redis.call('DEL', key)

@@ -1,7 +1,7 @@
 -- ARGV: the owner; how long the counters stay.
 if is_held_by(ARGV[1]) then
   if state == 'P' then
-    keep('\1R' .. string.sub(head, 3, 27) .. fingerprint(), tonumber(ARGV[2]))
+    keep('\1R' .. string.sub(head, 3, 27) .. fingerprint(), ARGV[2])
     tell()
     return 1
   end

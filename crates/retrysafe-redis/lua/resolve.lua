@@ -13,6 +13,6 @@ end
 if #ARGV == 1 then
   return free()
 end
-keep('\1D\0' .. string.sub(head, 4, 11) .. NOBODY .. fingerprint() .. ARGV[2], tonumber(ARGV[3]))
+keep('\1D\0' .. string.sub(head, 4, 11) .. NOBODY .. fingerprint() .. ARGV[2], ARGV[3])
 tell()
 return 1

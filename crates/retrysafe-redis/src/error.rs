@@ -29,6 +29,8 @@ pub enum OpenErrorKind {
     Setting,
     /// The server could not be reached, or is not ready yet.
     Unreachable,
+    /// The server is there, and every connection to it was in use for too long.
+    Busy,
     /// The user or password is wrong, or the user may not do what a store needs.
     Denied,
     /// There is no such database.
@@ -142,6 +144,8 @@ impl From<OpenError> for StoreError {
     fn from(error: OpenError) -> Self {
         let kind = match error.kind {
             OpenErrorKind::Unreachable => StoreErrorKind::Unreachable,
+            // D4: what has no time for us is not away, and others are served meanwhile.
+            OpenErrorKind::Busy => StoreErrorKind::Timeout,
             _ => StoreErrorKind::Misconfigured,
         };
         Self::with_source(kind, error.to_string(), error)

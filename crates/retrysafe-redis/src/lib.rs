@@ -80,7 +80,8 @@
 //! [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable) only if nothing was sent, or if the
 //! server refused before it did anything (it is loading, its cluster is down);
 //! [`Timeout`](retrysafe_core::StoreErrorKind::Timeout) and
-//! [`Unavailable`](retrysafe_core::StoreErrorKind::Unavailable) if it was. In a cluster a request follows
+//! [`Unavailable`](retrysafe_core::StoreErrorKind::Unavailable) if it was, or if all connections wait
+//! for replicas: that server is there (D4). In a cluster a request follows
 //! `MOVED` and `ASK`, after which it certainly was not done. The cluster is routed here and not by the
 //! driver, whose cluster connection repeats by itself and does not tell these apart.
 //!

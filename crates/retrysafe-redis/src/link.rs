@@ -114,7 +114,8 @@ impl Link {
     }
 
     async fn made<'a>(&self, attempt: &'a Arc<Attempt>) -> Result<&'a Connection, OpenError> {
-        let connect = || self.connector.connect(self.on_push.clone());
+        // Boxed: every request carries this future, and hardly any connects.
+        let connect = || Box::pin(self.connector.connect(self.on_push.clone()));
         attempt.made.get_or_init(connect).await.as_ref().map_err(|error| {
             self.replace(attempt);
             error.clone()

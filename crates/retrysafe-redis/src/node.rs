@@ -93,6 +93,9 @@ impl Node {
     }
 
     /// Sends a request once, or not at all.
+    ///
+    /// What is rare is boxed, here and in the store: the futures of an attempt are moved, and carry
+    /// room for the longest way that they might take.
     pub(crate) async fn send(&self, request: Request<'_>, how: How) -> Result<Reply, Failure> {
         let sent = self.send_as(request, how, false).await;
         match (&sent, request) {
@@ -100,7 +103,7 @@ impl Node {
             (Err(Failure::Sent { error, .. }), Request::Script { .. })
                 if error.kind() == ServerErrorKind::NoScript.into() =>
             {
-                self.send_as(request, how, true).await
+                Box::pin(self.send_as(request, how, true)).await
             }
             _ => sent,
         }
@@ -117,29 +120,40 @@ impl Node {
     }
 
     async fn send_as(&self, request: Request<'_>, how: How, whole: bool) -> Result<Reply, Failure> {
+        if let Some(confirm) = how.confirm {
+            return Box::pin(self.send_confirmed(request, confirm, how.asking, whole)).await;
+        }
+        let link = if how.wakeup { &self.wakeups } else { &self.calls };
         let command = request.command(whole);
-        let Some(confirm) = how.confirm else {
-            let value = self
-                .over(if how.wakeup { &self.wakeups } else { &self.calls }, async |driver| {
-                    if !how.asking {
-                        return driver.send_packed_command(&command).await;
-                    }
-                    let mut pipeline = redis::pipe();
-                    pipeline.cmd("ASKING").add_command(command.clone().into_owned());
-                    let replies = send_pipeline(driver, &pipeline).await?;
-                    replies.into_iter().nth(1).ok_or_else(short)
-                })
-                .await?;
-            return Ok(Reply { value: self.refused(value)?, confirmed: 0 });
+        let value = match how.asking {
+            false => {
+                let send = async |driver: &mut MultiplexedConnection| {
+                    driver.send_packed_command(&command).await
+                };
+                self.over(link, send).await?
+            }
+            true => {
+                Box::pin(self.over(link, async |driver| asking(driver, &command).await)).await?
+            }
         };
+        Ok(Reply { value: self.refused(value)?, confirmed: 0 })
+    }
 
+    /// Sends a request on a connection of its own, with a `WAIT` behind it: on another connection that
+    /// would wait for nothing.
+    async fn send_confirmed(
+        &self,
+        request: Request<'_>,
+        confirm: Confirm,
+        asking: bool,
+        whole: bool,
+    ) -> Result<Reply, Failure> {
         let mut pipeline = redis::pipe();
-        if how.asking {
+        if asking {
             pipeline.cmd("ASKING");
         }
-        pipeline.add_command(command.into_owned());
+        pipeline.add_command(request.command(whole).into_owned());
         let within = confirm.within.as_millis().max(1) as u64;
-        // On another connection it would wait for nothing.
         pipeline.cmd("WAIT").arg(confirm.replicas).arg(within);
         let mut taken = self.waiting.take().await.map_err(Failure::NotSent)?;
         let replies = send_pipeline(&mut taken.connection.driver, &pipeline).await;
@@ -208,6 +222,14 @@ impl Request<'_> {
     }
 }
 
+/// Sends a command whose key is on its way to this node.
+async fn asking(driver: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("ASKING").add_command(command.clone());
+    let replies = send_pipeline(driver, &pipeline).await?;
+    replies.into_iter().nth(1).ok_or_else(short)
+}
+
 async fn send_pipeline(
     driver: &mut MultiplexedConnection,
     pipeline: &Pipeline,
@@ -226,6 +248,8 @@ struct Pool {
     connector: Arc<Connector>,
     idle: Mutex<Vec<Connection>>,
     free: Semaphore,
+    /// Shared by every connection that is taken.
+    taken: Arc<()>,
     /// Of a request with its `WAIT`; nobody waits longer for a connection either.
     response_timeout: Duration,
 }
@@ -235,6 +259,7 @@ struct Pool {
 struct Taken<'a> {
     pool: &'a Pool,
     connection: Connection,
+    _counted: Arc<()>,
     _permit: tokio::sync::SemaphorePermit<'a>,
 }
 
@@ -248,6 +273,7 @@ impl Pool {
             connector,
             idle: Mutex::default(),
             free: Semaphore::new(settings.replica_connections),
+            taken: Arc::default(),
             response_timeout: settings.response_timeout + within,
         }
     }
@@ -255,11 +281,7 @@ impl Pool {
     async fn take(&self) -> Result<Taken<'_>, OpenError> {
         let permit = match timeout(self.response_timeout, self.free.acquire()).await {
             Ok(Ok(permit)) => permit,
-            _ => {
-                let problem = "every connection is waiting for replicas";
-                let kind = OpenErrorKind::Unreachable;
-                return Err(OpenError::new(&self.connector.address, kind, problem));
-            }
+            _ => return Err(self.late()),
         };
         let idle = loop {
             match self.idle().pop() {
@@ -275,7 +297,20 @@ impl Pool {
                 connection
             }
         };
-        Ok(Taken { pool: self, connection, _permit: permit })
+        let _counted = Arc::clone(&self.taken);
+        Ok(Taken { pool: self, connection, _counted, _permit: permit })
+    }
+
+    /// D4: a server to which there are connections is there.
+    fn late(&self) -> OpenError {
+        let (kind, problem) = match Arc::strong_count(&self.taken) > 1 {
+            true => (
+                OpenErrorKind::Busy,
+                "every connection is waiting for replicas; see why these are slow, or allow more",
+            ),
+            false => (OpenErrorKind::Unreachable, "no connection came about in time"),
+        };
+        OpenError::new(&self.connector.address, kind, problem)
     }
 
     fn forget(&self) {

@@ -168,10 +168,12 @@ impl Shared {
                 other => Err(unexpected(&other)),
             },
             // A full server refuses the command even where it would only have read (ST8).
-            Err(failure) if failure.is_full() => match self.read(key).await? {
-                Some(seen) => Ok(Claimed::Met(seen.value, Some(seen.expiry))),
-                None => Err(failure.into()),
-            },
+            Err(failure) if failure.is_full() => {
+                match Box::pin(self.read(key)).await.map_err(StoreError::after_an_answer)? {
+                    Some(seen) => Ok(Claimed::Met(seen.value, Some(seen.expiry))),
+                    None => Err(failure.into()),
+                }
+            }
             Err(failure) => Err(failure.into()),
         }
     }
@@ -210,8 +212,10 @@ impl Shared {
         };
         let owner = claim.owner.to_bytes();
         let keep = record::kept_for(claim).0.to_string();
+        let arguments = [&owner[..], keep.as_bytes()];
         // If this fails too the error is still ambiguous, and whoever claimed releases.
-        let _ = self.run(&script::RELEASE, key, &[&owner, keep.as_bytes()], How::default()).await;
+        let release = self.run(&script::RELEASE, key, &arguments, How::default());
+        let _ = Box::pin(release).await;
         Err(error)
     }
 
@@ -291,6 +295,7 @@ impl Store for RedisStore {
         let store = &*self.shared;
         let key = store.key(&claim.id);
         let mut claimed = store.claim_free(&key, claim).await?;
+        let broke_off = StoreError::after_an_answer;
         // Goes round only if somebody else has changed the record in between.
         loop {
             let (value, expiry) = match claimed {
@@ -299,7 +304,7 @@ impl Store for RedisStore {
                 }
                 Claimed::Met(value, expiry) => (value, expiry),
                 Claimed::Gone => {
-                    claimed = store.claim_free(&key, claim).await?;
+                    claimed = Box::pin(store.claim_free(&key, claim)).await.map_err(broke_off)?;
                     continue;
                 }
             };
@@ -309,7 +314,10 @@ impl Store for RedisStore {
                     let reply = match store.confirmed() {
                         How { confirm: None, .. } => Reply { value: Value::Nil, confirmed: 0 },
                         // ST4: the first try may not have been confirmed.
-                        how => store.run(&script::TOUCH, &key, &[], how).await?,
+                        how => {
+                            let touched = Box::pin(store.run(&script::TOUCH, &key, &[], how)).await;
+                            touched.map_err(|failure| broke_off(failure.into()))?
+                        }
                     };
                     return store.granted(&key, claim, acquired, &reply).await;
                 }
@@ -325,8 +333,11 @@ impl Store for RedisStore {
                 },
             };
             claimed = match next {
-                Some(next) => store.succeed(&key, claim, &value, next).await?,
-                None => match store.read(&key).await? {
+                Some(next) => {
+                    let succeeded = Box::pin(store.succeed(&key, claim, &value, next)).await;
+                    succeeded.map_err(broke_off)?
+                }
+                None => match Box::pin(store.read(&key)).await.map_err(broke_off)? {
                     Some(seen) => Claimed::Met(seen.value, Some(seen.expiry)),
                     None => Claimed::Gone,
                 },

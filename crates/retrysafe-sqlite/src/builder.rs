@@ -54,7 +54,8 @@ impl SqliteStoreBuilder {
     }
 
     /// How long to wait for another process that writes to the file; 1.5 s by default, which is
-    /// below the engine's deadline for a store call (D5).
+    /// below the engine's deadline for a store call (D5). After that the file is there and busy, which
+    /// is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout).
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.settings.busy_timeout = timeout;
         self

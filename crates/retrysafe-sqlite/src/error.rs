@@ -154,10 +154,13 @@ pub(crate) fn store_error(path: &Path, error: &Arc<rusqlite::Error>) -> StoreErr
 /// The same, when it is known that nothing changed: the transaction never began, or was undone.
 pub(crate) fn nothing_changed(path: &Path, error: &Arc<rusqlite::Error>) -> StoreError {
     let failed = store_error(path, error);
-    if failed.is_ambiguous() {
-        StoreError::with_source(StoreErrorKind::Unreachable, failed.to_string(), Arc::clone(error))
-    } else {
-        failed
+    match failed.kind() {
+        StoreErrorKind::Unavailable => {
+            let context = failed.to_string();
+            StoreError::with_source(StoreErrorKind::Unreachable, context, Arc::clone(error))
+        }
+        // D4: a file that others keep busy is there.
+        _ => failed,
     }
 }
 

@@ -24,8 +24,8 @@
 //!
 //! A record that was acknowledged is in the write-ahead log (`-wal`, beside the file) before the
 //! answer is given. Back the file up with SQLite's own means (`VACUUM INTO`, `.backup`); a plain copy
-//! of the file alone misses what is still in the log. Never delete or replace the file while a
-//! process has it open.
+//! of the file alone misses what is still in the log. Never delete or replace the file, the log or
+//! `-shm` while a process has them open: such a store refuses everything.
 //!
 //! # How it works
 //!

@@ -85,14 +85,16 @@ impl<'c> Records<'c> {
 
     pub(crate) fn begin(&self, claim: &Claim) -> Answer<Begin> {
         let now = self.clock.wall();
+        let Step { answer, write: first } = Record::first(claim, now);
+        // Most claims are the first of their operation: that takes one way through the table, not two.
+        if self.write_first(self.table.insert, first.as_ref())? {
+            return Ok(answer);
+        }
         match self.find(&claim.id, now)? {
             Some(record) => self.finish(self.judge(record, claim, now)?),
+            // It is past its retention, and nothing of it stays.
             None => {
-                let Step { answer, write } = Record::first(claim, now);
-                if let Some(record) = write {
-                    self.put(&record, Payload::Replaced)?;
-                    self.touched.borrow_mut().push(record.id);
-                }
+                self.write_first(self.table.put, first.as_ref())?;
                 Ok(answer)
             }
         }
@@ -200,9 +202,9 @@ impl<'c> Records<'c> {
         connection: &Connection,
         table: &'static Table,
     ) -> rusqlite::Result<()> {
-        let Table { find, page, put, live, sweep, left, count, held, points, .. } = table;
+        let Table { find, page, insert, put, live, sweep, left, count, held, points, .. } = table;
         let Table { keep, abandoned, .. } = table;
-        for statement in [page, put, live, sweep, count, held, points, keep, abandoned] {
+        for statement in [page, insert, put, live, sweep, count, held, points, keep, abandoned] {
             connection.prepare_cached(statement)?;
         }
         connection.prepare_cached(find)?.exists(params![[0_u8; 32].as_slice()])?;
@@ -339,13 +341,24 @@ impl<'c> Records<'c> {
 
     fn finish<T>(&self, step: Step<T>) -> Answer<T> {
         if let Some(record) = step.write {
-            self.put(&record, Payload::of(&record.phase))?;
+            self.write(self.table.put, &record, Payload::of(&record.phase))?;
             self.touched.borrow_mut().push(record.id);
         }
         Ok(step.answer)
     }
 
-    fn put(&self, record: &Record, was: Payload) -> rusqlite::Result<()> {
+    /// Writes the record of a first attempt, and says whether the statement did.
+    fn write_first(&self, statement: &str, first: Option<&Record>) -> Answer<bool> {
+        let Some(first) = first else { return Ok(false) };
+        let written = self.write(statement, first, Payload::Replaced)? == 1;
+        if written {
+            self.touched.borrow_mut().push(first.id);
+        }
+        Ok(written)
+    }
+
+    /// Says how many rows that has changed.
+    fn write(&self, statement: &str, record: &Record, was: Payload) -> rusqlite::Result<usize> {
         let owner = record.owner.map(Owner::to_bytes);
         let (state, lease, payload) = match &record.phase {
             Phase::InFlight { lease_end, retention } => {
@@ -355,7 +368,7 @@ impl<'c> Records<'c> {
             Phase::Released => (RELEASED, None, None),
             Phase::GivenUp => (GIVEN_UP, None, None),
         };
-        self.connection.prepare_cached(self.table.put)?.execute(params![
+        self.connection.prepare_cached(statement)?.execute(params![
             record.id.as_bytes().as_slice(),
             owner.as_ref().map(<[u8; 16]>::as_slice),
             record.fence.cast_signed(),
@@ -367,8 +380,7 @@ impl<'c> Records<'c> {
             kept(record.expires),
             payload,
             matches!(was, Payload::Stays),
-        ])?;
-        Ok(())
+        ])
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) struct Table {
     pub(crate) with_work: bool,
     pub(crate) find: &'static str,
     pub(crate) page: &'static str,
+    pub(crate) insert: &'static str,
     pub(crate) put: &'static str,
     pub(crate) live: &'static str,
     pub(crate) sweep: &'static str,
@@ -51,6 +52,12 @@ macro_rules! table {
                 "SELECT id, owner, fence, previous_vanished, state, fingerprint, lease_until,
                     retention, expires_at, payload
                 FROM ", $table, " WHERE id > ?1 AND expires_at > ?2 ORDER BY id LIMIT ?3"
+            ),
+            insert: concat!(
+                "INSERT INTO ", $table, " (id, owner, fence, previous_vanished, state, fingerprint,
+                    lease_until, retention, expires_at, payload)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, iif(?11, NULL, ?10))
+                ON CONFLICT (id) DO NOTHING"
             ),
             put: concat!(
                 "INSERT INTO ", $table, " (id, owner, fence, previous_vanished, state, fingerprint,

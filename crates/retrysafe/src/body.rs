@@ -213,7 +213,7 @@ impl<B> ReadAhead<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
-    /// Reads until the end, or until more than `inline_body` bytes have come.
+    /// Reads until the end, or until more than `inline_body` bytes have come. Called again, it goes on.
     ///
     /// # Errors
     ///
@@ -228,6 +228,10 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             .and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let mut frames = Collected::default();
         let mut length = 0;
+        for data in std::mem::take(&mut self.frames) {
+            length += data.len() as u64;
+            frames.push(data);
+        }
         while length <= inline_body as u64
             && let Some(rest) = &mut self.rest
         {

@@ -338,9 +338,11 @@ impl<S: Store + FindAbandoned> Completer<S> {
         let kept: Kept = serde_json::from_str(parts.get(CALL)?).ok()?;
         let go_on = self.calls.get(&kept.operation)?;
         let scope = Scope::from_encoded(&kept.scope)?;
-        // Of another namespace it is another's.
-        let id = self.once.operation_id(&scope, &kept.key).ok()?;
+        // Whatever the rules for keys are by now: one that tells its age may have become too old, and
+        // then the call is refused, which is counted and told.
         let key = IdempotencyKey::new(&kept.key).ok()?;
+        // Of another namespace it is another's.
+        let id = OperationId::new(&self.once.settings().namespace, &scope, &key);
         (id == abandoned.id).then_some((go_on, KeptCall { scope, key, input: kept.input }))
     }
 }

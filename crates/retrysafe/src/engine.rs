@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     panic::AssertUnwindSafe,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -180,18 +180,20 @@ impl<S: Store> Engine<S> {
         let deadline = settings.store_deadline;
         // D5: dropped here, or the answer lost, the claim may stand. The guard releases it.
         let guard = Unanswered { engine: self, settings, claim: &claim, permit: Some(permit) };
-        let first = self.call("begin", deadline, self.0.store.begin(&claim));
         // R7: a claim holds for a lease from when it was *first* sent; a repeated one that is
         // granted may have been granted then.
-        let sent = first.sent;
-        let (mut answer, mut answered) = first.await;
+        let (sent, (mut answer, mut answered)) = {
+            let call = pin!(self.at_home(self.0.store.begin(&claim)));
+            let first = self.call("begin", deadline, call);
+            (first.sent, first.await)
+        };
         let mut lost = false;
         if let Err(error) = &answer
             && error.is_ambiguous()
         {
             lost = true;
-            let again = self.call("begin", deadline, self.0.store.begin(&claim));
-            (answer, answered) = Box::pin(again).await;
+            let mut call = Box::pin(self.at_home(self.0.store.begin(&claim)));
+            (answer, answered) = self.call("begin", deadline, call.as_mut()).await;
         }
         match answer {
             Ok(Begin::Acquired(acquired)) => {
@@ -223,35 +225,37 @@ impl<S: Store> Engine<S> {
         }
     }
 
-    pub(crate) fn renew(
+    pub(crate) async fn renew(
         &self,
         lease: &Lease,
         lease_for: Duration,
         deadline: Duration,
-    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
-        self.call("renew", deadline, self.0.store.renew(lease, lease_for)).map(|(answer, _)| answer)
+    ) -> Result<Held, StoreError> {
+        let call = pin!(self.at_home(self.0.store.renew(lease, lease_for)));
+        self.call("renew", deadline, call).await.0
     }
 
-    pub(crate) fn complete(
+    pub(crate) async fn complete(
         &self,
         lease: &Lease,
         fingerprint: &Fingerprint,
         payload: Bytes,
         retention: Duration,
         deadline: Duration,
-    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
+    ) -> Result<Held, StoreError> {
         let call = self.0.store.complete(lease, fingerprint, payload, retention);
-        self.call("complete", deadline, call).map(|(answer, _)| answer)
+        let call = pin!(self.at_home(call));
+        self.call("complete", deadline, call).await.0
     }
 
-    pub(crate) fn release(
+    pub(crate) async fn release(
         &self,
         lease: &Lease,
         keep_counters_for: Duration,
         deadline: Duration,
-    ) -> impl Future<Output = Result<Held, StoreError>> + Send {
-        let call = self.0.store.release(lease, keep_counters_for);
-        self.call("release", deadline, call).map(|(answer, _)| answer)
+    ) -> Result<Held, StoreError> {
+        let call = pin!(self.at_home(self.0.store.release(lease, keep_counters_for)));
+        self.call("release", deadline, call).await.0
     }
 
     /// Waits until attempt `seen` may no longer be in flight.
@@ -306,11 +310,13 @@ impl<S: Store> Engine<S> {
         self.0.tasks.spawn_on(rest, &runtime);
     }
 
-    fn call<T, F>(&self, verb: &'static str, deadline: Duration, call: F) -> Call<'_, F>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let call = self.at_home(call);
+    /// Pinned where it is made: a store's future may be large, and a wrapper would move it.
+    fn call<'a, F>(
+        &'a self,
+        verb: &'static str,
+        deadline: Duration,
+        call: Pin<&'a mut F>,
+    ) -> Call<'a, F> {
         Call { calls: &self.0.calls, verb, sent: Instant::now(), deadline, timer: None, call }
     }
 
@@ -342,7 +348,8 @@ impl<S: Store> Engine<S> {
         const BATCH: usize = 1000;
         const DEADLINE: Duration = Duration::from_secs(30);
         loop {
-            match self.call("sweep", DEADLINE, self.0.store.sweep(BATCH)).await.0 {
+            let call = pin!(self.at_home(self.0.store.sweep(BATCH)));
+            match self.call("sweep", DEADLINE, call).await.0 {
                 Ok(Swept { removed, more }) => {
                     observe::swept(removed);
                     if !more {
@@ -424,19 +431,16 @@ where
     }
 }
 
-pin_project! {
-    /// A call to the store: measured, and given up at its deadline (D5).
-    struct Call<'a, F> {
-        calls: &'a StoreCalls,
-        verb: &'static str,
-        sent: Instant,
-        deadline: Duration,
-        // Only for an answer that does not come at once, and boxed because it is large: a store in
-        // this process needs none.
-        timer: Option<Pin<Box<Sleep>>>,
-        #[pin]
-        call: AtHome<'a, F>,
-    }
+/// A call to the store: measured, and given up at its deadline (D5).
+struct Call<'a, F> {
+    calls: &'a StoreCalls,
+    verb: &'static str,
+    sent: Instant,
+    deadline: Duration,
+    /// Only for an answer that does not come at once, and boxed because it is large: a store in
+    /// this process needs none.
+    timer: Option<Pin<Box<Sleep>>>,
+    call: Pin<&'a mut F>,
 }
 
 pin_project! {
@@ -477,19 +481,19 @@ impl<F: Future> Future for AtHome<'_, F> {
 impl<T, F: Future<Output = Result<T, StoreError>>> Future for Call<'_, F> {
     type Output = (Result<T, StoreError>, Instant);
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let call = self.project();
-        let answer = match call.call.poll(cx) {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let call = &mut *self;
+        let answer = match call.call.as_mut().poll(cx) {
             Poll::Ready(answer) => answer,
             Poll::Pending => {
-                let (due, verb) = (*call.sent + *call.deadline, *call.verb);
+                let due = call.sent + call.deadline;
                 let timer = call.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
                 ready!(timer.as_mut().poll(cx));
-                Err(late(verb, *call.deadline))
+                Err(late(call.verb, call.deadline))
             }
         };
         let answered = Instant::now();
-        call.calls.call(call.verb, answered - *call.sent, answer.as_ref().err());
+        call.calls.call(call.verb, answered - call.sent, answer.as_ref().err());
         Poll::Ready((answer, answered))
     }
 }

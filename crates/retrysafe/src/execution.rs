@@ -169,10 +169,9 @@ impl<S: Store> Execution<S> {
                 // Boxed, as all that is rare: there is room for the usual way only.
                 end => Box::pin(attempted.tell(end)).await,
             };
-            // R4: what does not fit is finished without its response, and never runs again.
-            let told = match end.shrink_to_fit(told) {
-                Some(told) => told,
-                None => Box::pin(attempted.tell(&end)).await,
+            let told = match end.shrink_to_fit(&told) {
+                None => told,
+                Some(whole) => Box::pin(attempted.tell_shorter(&mut end, whole)).await,
             };
             attempted.told(end, told)
         }
@@ -188,12 +187,9 @@ impl<S: Store> Execution<S> {
 }
 
 impl End {
-    /// What the store said; `None` if that was that the payload does not fit, and there is less to
-    /// say now: the response has been left out of it.
-    fn shrink_to_fit(
-        &mut self,
-        told: Result<Held, StoreError>,
-    ) -> Option<Result<Held, StoreError>> {
+    /// If the store said that the payload does not fit, and there is less to say: leaves the response
+    /// out of it, and answers what it was.
+    fn shrink_to_fit(&mut self, told: &Result<Held, StoreError>) -> Option<Bytes> {
         let too_large = told.as_ref().is_err_and(|error| {
             matches!(error.kind(), StoreErrorKind::Full | StoreErrorKind::TooLarge)
         });
@@ -202,10 +198,9 @@ impl End {
             && let Ok(shorter) = Record::outcome_only(payload)
             && shorter.len() < payload.len()
         {
-            *payload = shorter;
-            return None;
+            return Some(mem::replace(payload, shorter));
         }
-        Some(told)
+        None
     }
 }
 
@@ -225,6 +220,18 @@ impl<S: Store> Attempted<S> {
             }
             End::GiveUp => self.engine.renew(lease, Duration::ZERO, deadline).await,
         }
+    }
+
+    /// R4: what does not fit is finished without its response, and never runs again. If the store
+    /// does not take that either, it is told the whole the next time: there may be room again.
+    async fn tell_shorter(&self, end: &mut End, whole: Bytes) -> Result<Held, StoreError> {
+        let told = self.tell(end).await;
+        if told.is_err()
+            && let End::Complete(Completion { payload, .. }) = end
+        {
+            *payload = whole;
+        }
+        told
     }
 
     fn complete(
@@ -308,10 +315,15 @@ impl<S: Store> Attempted<S> {
 
     /// R7: the write is retried with the same owner. Meanwhile the lease goes on being renewed, so
     /// that nobody runs again what has been done. It never deletes the record.
-    async fn tell_again(self, end: End) {
+    async fn tell_again(self, mut end: End) {
         let mut pause = Pause::new(self.hold.settings().max_execution);
         while pause.again().await {
-            match self.tell(&end).await {
+            let told = self.tell(&end).await;
+            let told = match end.shrink_to_fit(&told) {
+                None => told,
+                Some(whole) => self.tell_shorter(&mut end, whole).await,
+            };
+            match told {
                 Ok(Held::Applied) => return,
                 Ok(Held::Lost(_)) => break,
                 Err(_) => {}

@@ -223,7 +223,7 @@ impl<S: Store> Guard<S> {
         };
         let id = OperationId::new(&settings.namespace, &scope, &key);
         let outer = parts.extensions.get::<Attempt>();
-        if outer.is_some_and(|outer| *outer.operation() == id) {
+        if outer.is_some_and(|outer| outer.is_claim_of(&id, self.engine.about().engine)) {
             // A layer outside has claimed this very operation for this request.
             return Ok(Ready::Unnamed(received));
         }

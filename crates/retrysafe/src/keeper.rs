@@ -185,9 +185,11 @@ impl Hold {
     }
 
     /// Whether nobody can have taken over yet: the last acknowledged claim or renewal was sent less
-    /// than a lease ago by this process's monotonic clock (R7).
+    /// than a lease ago by this process's monotonic clock (R7), and no renewal has found the lease
+    /// lost: a store may lose what it has acknowledged (ST9).
     pub(crate) fn is_fresh(&self) -> bool {
-        locked(&self.watched.times).sent.elapsed() < self.watched.settings.lease
+        !self.watched.lost.load(Ordering::Acquire)
+            && locked(&self.watched.times).sent.elapsed() < self.watched.settings.lease
     }
 
     /// The attempt's end is being written. The lease is still renewed, in case that takes long, but

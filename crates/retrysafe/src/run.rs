@@ -141,7 +141,9 @@ where
     let Prepared { received, key, scope, id, trace, .. } = *request;
     let Received { mut parts, body } = *received;
     guard.door.strip(&mut parts);
-    let attempt = Attempt::new(id, key, scope, acquired).with_unit(execution.unit());
+    let attempt = Attempt::new(id, key, scope, acquired)
+        .claimed_in(guard.engine.about().engine)
+        .with_unit(execution.unit());
     guard.door.introduce(&mut parts, attempt);
     // F3: the body part is hashed like the head part, which a take-over may have taken from the
     // record that it found.
@@ -188,12 +190,22 @@ where
     type Output = Result<T, Fallen<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(handler) = self.project().handler.as_pin_mut() else {
-            return Poll::Ready(Err(Fallen::Panicked));
-        };
-        match catch_unwind(AssertUnwindSafe(|| handler.poll(cx))) {
-            Ok(polled) => polled.map_err(Fallen::Failed),
-            Err(_) => Poll::Ready(Err(Fallen::Panicked)),
+        let mut handler = self.project().handler;
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let polled = handler.as_mut().as_pin_mut()?.poll(cx);
+            if polled.is_ready() {
+                // What it drops at its end is its work, too.
+                handler.set(None);
+            }
+            Some(polled)
+        }));
+        match polled {
+            Ok(Some(polled)) => polled.map_err(Fallen::Failed),
+            Ok(None) => Poll::Ready(Err(Fallen::Panicked)),
+            Err(_) => {
+                let _ = catch_unwind(AssertUnwindSafe(|| handler.set(None)));
+                Poll::Ready(Err(Fallen::Panicked))
+            }
         }
     }
 }
@@ -550,12 +562,17 @@ impl<S: Store> Conclusion<S> {
             return Disposition::GiveUp;
         }
         match (overrule.outcome, ending) {
-            (Some(OutcomeOverrule::Store | OutcomeOverrule::OmitBody), _) => Disposition::Keep,
+            // PROTOCOL 5: 1xx are never kept, whatever is said of them.
+            (Some(OutcomeOverrule::Store | OutcomeOverrule::OmitBody), _)
+                if !head.status.is_informational() =>
+            {
+                Disposition::Keep
+            }
             (Some(OutcomeOverrule::Release), _) => Disposition::Release,
             (Some(OutcomeOverrule::Unknown), _) => Disposition::GiveUp,
-            (None, Ending::BrokeOff) => Disposition::Abandon,
-            (None, Ending::Failed) => Disposition::GiveUp,
-            (None, Ending::Answered(_) | Ending::NeverStarted) => {
+            (_, Ending::BrokeOff) => Disposition::Abandon,
+            (_, Ending::Failed) => Disposition::GiveUp,
+            (_, Ending::Answered(_) | Ending::NeverStarted) => {
                 let head = ResponseHead { status: head.status, headers: &head.headers, trailers };
                 let judge = || self.guard.settings.outcomes.judge(head);
                 catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|_| {
@@ -573,21 +590,24 @@ impl<S: Store> Conclusion<S> {
     /// What the store is told.
     fn end(&self, disposition: Disposition, written: &Written<'_>) -> End {
         match disposition {
-            Disposition::Keep => End::Complete(self.kept(written)),
+            Disposition::Keep => self.kept(written).map_or(End::GiveUp, End::Complete),
             Disposition::Release => End::Release,
             Disposition::GiveUp => End::GiveUp,
             Disposition::Abandon => End::Abandon,
         }
     }
 
-    fn kept(&self, written: &Written<'_>) -> Completion {
+    /// `None` if the request's body has broken off by now (F4).
+    fn kept(&self, written: &Written<'_>) -> Option<Completion> {
         let claimed = self.execution.fingerprint();
         // F4: exactly the bytes that the handler was given.
-        let part = match &self.tap {
-            Some(tap) if claimed.body.is_none() => tap.part(),
+        let fingerprint = match &self.tap {
+            Some(tap) if claimed.body.is_none() => {
+                let body = Some(tap.part()?);
+                Some(Box::new(Fingerprint { body, ..claimed.clone() }))
+            }
             _ => None,
         };
-        let fingerprint = part.map(|part| Fingerprint { body: Some(part), ..claimed.clone() });
         let head = written.head;
         let head = ResponseHead {
             status: head.status,
@@ -603,7 +623,7 @@ impl<S: Store> Conclusion<S> {
         }
         let payload = self.guard.payload(written, self.trace);
         observe::kept(payload.len());
-        Completion { fingerprint: fingerprint.map(Box::new), payload, retention }
+        Some(Completion { fingerprint, payload, retention })
     }
 
     fn parts(&self) -> (Arc<Guard<S>>, Ran, Option<Trace>) {

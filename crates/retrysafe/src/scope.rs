@@ -156,22 +156,30 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
     values.next().is_none().then_some(value)
 }
 
-/// Headers that carry a credential other than `Authorization`.
-const OTHER_CREDENTIALS: [&str; 10] = [
+/// Headers that carry a credential other than `Authorization`: a key or a session, a signature of
+/// this request (RFC 9421, and GitHub's), a proof of a key that is held (RFC 9449), or the
+/// certificate that a gateway has seen (RFC 9440, and Envoy's).
+const OTHER_CREDENTIALS: [&str; 15] = [
     "cookie",
     "x-api-key",
     "api-key",
     "apikey",
-    "x-auth-token",
-    "x-access-token",
-    "x-amz-security-token",
+    "x-authorization",
     "x-goog-api-key",
     "x-functions-key",
     "ocp-apim-subscription-key",
+    "signature",
+    "signature-input",
+    "x-hub-signature-256",
+    "dpop",
+    "client-cert",
+    "client-cert-chain",
+    "x-forwarded-client-cert",
 ];
 
 /// How the names of such headers end, whoever invented them.
-const CREDENTIAL_ENDINGS: [&str; 4] = ["-token", "-api-key", "-secret", "-signature"];
+const CREDENTIAL_ENDINGS: [&str; 6] =
+    ["-token", "-api-key", "-auth-key", "-access-key", "-secret", "-signature"];
 
 fn carries_a_credential(name: &HeaderName) -> bool {
     let name = name.as_str();

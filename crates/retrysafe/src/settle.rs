@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use crate::{
     answers::{incomplete_body, overloaded, store_unavailable},
-    body::{self, BoxError, RequestBody, ResponseBody},
+    body::{self, BoxError, IncompleteBody, RequestBody, ResponseBody},
     engine::BeginError,
     guard::{Answer, Guard, Prepared, Received},
     observe::RequestOutcome,
@@ -125,6 +125,11 @@ impl<S: Store> Guard<S> {
                         return Ok(Box::pin(self.answer_long_duplicate(request, found)).await);
                     }
                     Err(found) => {
+                        if let Err(unread) = self.compare(&request, &found)
+                            && Box::pin(self.read_on(&mut request, &unread.part)).await.is_err()
+                        {
+                            return Ok(self.incomplete(&request.id));
+                        }
                         match self.next(&mut request, found, &mut take_over, &mut superseded) {
                             Ok(next) => next,
                             Err(answer) => return Ok(*answer),
@@ -179,8 +184,8 @@ impl<S: Store> Guard<S> {
         take_over: &mut bool,
         superseded: &mut bool,
     ) -> Result<Next, Box<Answer<R>>> {
-        // Where more would have to be read to compare, the record's body was known up front, so it
-        // was short, and this one is longer than that: another request.
+        // Where more would have to be read to compare, this body is longer than the record's, which
+        // was known whole when it was claimed: another request.
         let likeness = self.compare(request, &found).unwrap_or(Likeness::Differs);
         let may_take_over = self.may_take_over();
         match decide(Begin::Found(found.clone()), likeness, Kept::Response) {
@@ -292,13 +297,34 @@ impl<S: Store> Guard<S> {
             Ok(likeness) => likeness,
             Err(unread) => match received.body.matches(unread.hasher, &unread.part).await {
                 Ok(matches) => likeness_of(matches),
-                Err(_) => {
-                    let (problem, outcome) = (incomplete_body(), RequestOutcome::Rejected);
-                    return self.refuse(&problem, outcome, Some(&id), None);
-                }
+                Err(_) => return self.incomplete(&id),
             },
         };
         self.answer_found(&id, found, likeness, trace)
+    }
+
+    /// Reads as far ahead as the body reaches that a record knows: where that was claimed, more may
+    /// have been read ahead than here (`inline_body`).
+    async fn read_on<B>(
+        &self,
+        request: &mut Prepared<B>,
+        known: &BodyPart,
+    ) -> Result<(), IncompleteBody>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let Received { parts, body } = &mut *request.received;
+        let length = usize::try_from(known.length).unwrap_or(usize::MAX);
+        body.read(&parts.headers, length).await?;
+        if body.whole().is_some() {
+            request.fingerprint = self.fingerprint(&self.settings.fingerprinter, parts, body);
+        }
+        Ok(())
+    }
+
+    /// The request's body broke off.
+    fn incomplete<R>(&self, id: &OperationId) -> Answer<R> {
+        self.refuse(&incomplete_body(), RequestOutcome::Rejected, Some(id), None)
     }
 
     /// Compares a request with what was found, by the record's own algorithm (F3). An error if more

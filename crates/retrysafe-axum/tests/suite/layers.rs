@@ -9,6 +9,7 @@ use axum::{
     error_handling::HandleErrorLayer,
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{Next, from_fn},
     response::IntoResponse,
     routing::post,
 };
@@ -143,6 +144,25 @@ async fn a_time_out_inside_drops_the_work_half_done_and_nobody_knows() {
     assert_eq!(call(&app, order()).await.status, StatusCode::REQUEST_TIMEOUT);
     assert_eq!(call(&app, order()).await.code(), "outcome_unknown");
     assert_eq!(handler.runs.so_far(), 1);
+}
+
+tokio::task_local! {
+    static TENANT: &'static str;
+}
+
+#[tokio::test]
+async fn a_task_local_of_a_layer_inside_is_the_handlers_and_one_from_around_may_be_gone() {
+    let tenant = async || {
+        tokio::task::yield_now().await;
+        TENANT.try_with(|tenant| *tenant).unwrap_or("nobody")
+    };
+    let orders = || Router::new().route("/orders", post(tenant));
+    let around = orders().idempotent(layer());
+    let inside = orders()
+        .layer(from_fn(|request: Request, next: Next| TENANT.scope("acme", next.run(request))))
+        .idempotent(layer());
+    assert_eq!(&TENANT.scope("acme", call(&around, order())).await.body[..], b"nobody");
+    assert_eq!(&call(&inside, order()).await.body[..], b"acme");
 }
 
 /// `waiters_eat_pool`: those that wait hold no place of a limit inside.

@@ -11,6 +11,7 @@ use axum::{
     routing::post,
 };
 use retrysafe_axum::{Engine, IdempotencyLayer, IdempotentRouter, MemoryStore, Scope};
+use retrysafe_sqlite::SqliteStore;
 use tower::{Layer as _, ServiceExt as _};
 
 use crate::support::{self, Runs, call, create, layer};
@@ -44,6 +45,31 @@ async fn nested_route_collision() {
         .idempotent(layer())
         .with_state(runs.clone());
     call(&outside, support::post("/orders/create", "one")).await.replays(&first);
+    assert_eq!(runs.so_far(), 1);
+}
+
+#[tokio::test]
+async fn a_layer_inside_on_another_kind_of_store_claims_too() {
+    // One on everything that forgets with its process, by default; one on what must not be forgotten.
+    let folder = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(folder.path().join("payments.db")).unwrap();
+    let runs = Runs::default();
+    let process = || {
+        let outside = IdempotencyLayer::builder(MemoryStore::new(), Scope::shared());
+        let inside = IdempotencyLayer::builder(store.clone(), Scope::shared());
+        Router::new()
+            .route("/payments", post(create))
+            .idempotent(inside.build().unwrap())
+            .idempotent(outside.build().unwrap())
+            .with_state(runs.clone())
+    };
+    let (one, other) = (process(), process());
+    let first = call(&one, support::post("/payments", "one")).await;
+    assert_eq!(first.status, StatusCode::CREATED);
+    // To the layer outside it is a first answer, wherever the inner one has it from (R2).
+    let elsewhere = call(&other, support::post("/payments", "one")).await;
+    assert_eq!((elsewhere.status, &elsewhere.body), (first.status, &first.body));
+    call(&one, support::post("/payments", "one")).await.replays(&first);
     assert_eq!(runs.so_far(), 1);
 }
 

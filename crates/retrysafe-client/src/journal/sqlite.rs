@@ -203,6 +203,8 @@ fn failed(path: &Path, what: &str, error: rusqlite::Error) -> JournalError {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             return JournalError::damaged(path, error);
         }
+        // SQLite has one word for it.
+        Some(ErrorCode::CannotOpen) if path.is_dir() => ErrorKind::IsADirectory,
         Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
             ErrorKind::PermissionDenied
         }

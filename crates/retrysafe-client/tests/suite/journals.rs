@@ -213,6 +213,8 @@ async fn an_error_printed_alone_names_the_journal_and_what_to_do() {
         let (alone, chain) = refused(&folder.path().join("no/table"));
         assert!(alone.contains("no/table") && alone.contains("make it"), "{alone}");
         assert!(chain.contains("os error"), "{chain}");
+        let (alone, _) = refused(folder.path());
+        assert!(alone.contains("name a file"), "{alone}");
         let (alone, chain) = refused(&path);
         assert!(alone.contains("damaged") && alone.contains("move it away"), "{alone}");
         assert!(chain.contains("not a database"), "{chain}");

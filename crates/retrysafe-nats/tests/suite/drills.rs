@@ -376,3 +376,18 @@ async fn st7_the_applications_clock_decides_nothing() {
     }
     assert_eq!(one.renew(&lease, LONG).await.unwrap(), Held::Applied);
 }
+
+/// A stream whose leader takes what is written, and is gone when it is asked what is there.
+#[tokio::test]
+async fn d4_a_leader_that_is_lost_after_it_has_refused_a_claim_is_not_unreachable() {
+    let nobody = "mappings: { \"$JS.API.STREAM.MSG.GET.*\": \"nobody.$1\" }";
+    let server = NatsServer::with(&[nobody]).await;
+    let open = || NatsStore::builder(server.url()).stream("records").open();
+    let (first, second) = (open().await.unwrap(), open().await.unwrap());
+    let live = claim(operation());
+    acquire(&first, &live).await;
+    let error = second.begin(&claim(live.id)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+    let source = std::error::Error::source(&error).unwrap().downcast_ref::<StoreError>();
+    assert_eq!(source.map(StoreError::kind), Some(StoreErrorKind::Unreachable), "{error}");
+}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use retrysafe_core::{Begin, Found, Held, Inspect as _, State, Store as _, StoreErrorKind};
+use retrysafe_core::{
+    Begin, Found, Held, Inspect as _, State, Store as _, StoreError, StoreErrorKind,
+};
 use retrysafe_redis::{Durability, RedisStore};
 use retrysafe_testkit::servers::RedisServer;
 use tokio::task::JoinSet;
@@ -125,4 +127,47 @@ async fn a_server_without_replicas_grants_nothing() {
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     let replay = store.begin(&claim(finished.id)).await.unwrap();
     assert!(matches!(replay, Begin::Found(Found::Finished { .. })), "{replay:?}");
+}
+
+/// Whom the connections that wait for replicas leave no room is not told that nobody is there.
+#[tokio::test]
+async fn d4_a_server_whose_connections_wait_for_replicas_is_busy_and_not_unreachable() {
+    let server = RedisServer::start().await;
+    let durability = Durability::Replicas { count: 1, within: Duration::from_secs(2) };
+    let store = patient(server.url()).durability(durability).replica_connections(1);
+    let store = store.response_timeout(Duration::from_secs(1)).open().await.unwrap();
+    let mut claims = JoinSet::new();
+    for _ in 0..6 {
+        let store = store.clone();
+        claims.spawn(async move { store.begin(&claim(operation())).await.unwrap_err() });
+    }
+    let errors = claims.join_all().await;
+    let kinds: Vec<_> = errors.iter().map(StoreError::kind).collect();
+    assert!(!kinds.contains(&StoreErrorKind::Unreachable), "{errors:?}");
+    let busy = errors.iter().find(|it| it.to_string().contains("waiting for replicas"));
+    assert_eq!(busy.map(StoreError::kind), Some(StoreErrorKind::Timeout), "{errors:?}");
+}
+
+/// A claim is answered by one connection, and what it met is read over another.
+#[tokio::test]
+async fn d4_a_server_that_is_lost_after_it_has_answered_a_claim_is_not_unreachable() {
+    let server = RedisServer::start().await;
+    let durability = Durability::Replicas { count: 1, within: Duration::from_millis(50) };
+    let store = patient(server.url()).durability(durability).open().await.unwrap();
+    let fast = patient(server.url()).open().await.unwrap();
+    let live = claim(operation());
+    acquire(&fast, &live).await;
+    drop(fast);
+    // It has a connection for claims now, and one for the rest.
+    assert!(store.begin(&claim(operation())).await.is_err());
+    let clients = server.command(&["CLIENT", "LIST"]).await;
+    for client in clients.lines().filter(|client| !client.contains(" cmd=wait ")) {
+        let id = client.split([' ', '=']).nth(1).unwrap();
+        server.command(&["CLIENT", "KILL", "ID", id]).await;
+    }
+    server.command(&["CONFIG", "SET", "maxclients", "1"]).await;
+    let error = store.begin(&claim(live.id)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
+    let first = std::error::Error::source(&error).unwrap().downcast_ref::<StoreError>();
+    assert_eq!(first.map(StoreError::kind), Some(StoreErrorKind::Unreachable), "{error}");
 }

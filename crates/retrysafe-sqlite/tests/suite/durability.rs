@@ -1,6 +1,6 @@
 //! What is found again after a file was closed, and what it takes up.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use retrysafe_core::{
@@ -65,6 +65,32 @@ async fn st9_what_was_sent_is_kept_by_the_last_handle() {
 
     let retry = SqliteStore::open(&path).unwrap().begin(&claim(owned.id)).await.unwrap();
     assert!(matches!(retry, Begin::Found(Found::Finished { payload, .. }) if payload == "kept"));
+}
+
+#[tokio::test]
+async fn st9_what_sqlite_keeps_beside_a_file_is_not_written_to_when_it_is_gone() {
+    for suffix in ["", "-wal", "-shm"] {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("retrysafe.db");
+        let store = SqliteStore::open(&path).unwrap();
+        let owned = claim(operation());
+        let lease = acquire(&store, &owned).await;
+
+        let (gone, aside) = (file::beside(&path, suffix), directory.path().join("aside"));
+        fs::rename(&gone, &aside).unwrap();
+        let answer = store.complete(&lease, &owned.fingerprint, "kept".into(), LONG).await;
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Misconfigured, "{suffix}: {refused}");
+        assert!(refused.to_string().contains("was deleted while it was open"), "{refused}");
+        // Another one in its place is not what it was.
+        fs::write(&gone, "").unwrap();
+        let refused = store.begin(&claim(numbered(2))).await.unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Misconfigured, "{suffix}: {refused}");
+
+        fs::rename(&aside, &gone).unwrap();
+        let applied = store.complete(&lease, &owned.fingerprint, "kept".into(), LONG).await;
+        assert_eq!(applied.unwrap(), Held::Applied, "{suffix}");
+    }
 }
 
 #[tokio::test]

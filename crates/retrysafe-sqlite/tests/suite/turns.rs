@@ -142,16 +142,26 @@ async fn st11_who_leaves_does_not_matter_to_the_others() {
     assert_eq!(store.count().await.unwrap().in_flight, 32);
 }
 
+/// Nobody may run unprotected beside whoever writes to it: least of all what has finished.
 #[tokio::test]
-async fn a_file_that_stays_locked_is_unreachable() {
+async fn d4_a_file_that_stays_locked_is_busy_and_not_unreachable() {
     let directory = TempDir::new().unwrap();
     let store = SqliteStore::builder(directory.path().join("retrysafe.db"))
         .busy_timeout(std::time::Duration::from_millis(20))
         .open()
         .unwrap();
+    let finished = claim(operation());
+    let lease = acquire(&store, &finished).await;
+    let done = store.complete(&lease, &finished.fingerprint, "done".into(), LONG).await;
+    assert_eq!(done.unwrap(), Held::Applied);
+
     let blocked = Blocked::new(&store);
-    let error = store.begin(&claim(operation())).await.unwrap_err();
-    assert_eq!(error.kind(), StoreErrorKind::Unreachable, "{error}");
+    for id in [operation(), finished.id] {
+        let error = store.begin(&claim(id)).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Timeout, "{error}");
+    }
     blocked.let_go();
+    let retry = store.begin(&claim(finished.id)).await.unwrap();
+    assert!(matches!(retry, Begin::Found(Found::Finished { .. })), "{retry:?}");
     let _ = acquire(&store, &claim(operation())).await;
 }

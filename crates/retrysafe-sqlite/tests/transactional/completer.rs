@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use retrysafe_axum::{Completed, Completer, Done, OnInFlight, Once, OnceError, Scope};
+use retrysafe_axum::{
+    Completed, Completer, Done, KeyFormat, KeyRules, OnInFlight, Once, OnceError, Scope,
+};
 use retrysafe_sqlite::{SqliteTransaction, TransactionalSqlite};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -152,6 +154,25 @@ async fn what_can_not_be_finished_is_tried_later_and_not_for_ever() {
     }
     service.mend();
     assert_eq!(service.pay("one", true).await.unwrap().attempt, Some(6));
+}
+
+#[tokio::test]
+async fn a_call_whose_key_has_become_too_old_is_found_and_fails() {
+    let bank = Bank::new();
+    let service = Service::of(&bank);
+    // It tells its age: it was made in 2001.
+    let key = "00e4e1c0-0000-7000-8000-000000000000";
+    assert!(service.pay(key, true).await.is_err());
+    service.mend();
+    let (day, minute) = (Duration::from_secs(24 * 3600), Duration::from_secs(60));
+    let of_a_day = KeyFormat::UuidV7 { max_age: day, skew: minute };
+    let once = Once::sharing(service.once.engine()).settings(|settings| {
+        settings.key = KeyRules::default().format(of_a_day);
+        settings.retention = day * 2;
+    });
+    let strict = Service { once: once.build().unwrap(), ..service.clone() };
+    assert_eq!(came_to(strict.completer().look().await.unwrap()), (1, 0, 1));
+    assert_eq!(came_to(service.completer().look().await.unwrap()), (1, 1, 0));
 }
 
 #[tokio::test]

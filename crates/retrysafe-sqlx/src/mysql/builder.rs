@@ -97,9 +97,9 @@ impl MySqlStoreBuilder {
 
     /// How long a verb may take, waiting for a connection included; 1.5 s by default, which is below
     /// the engine's deadline for a store call (D5). If nothing was sent by then the error is
-    /// [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable); what was sent and not answered
-    /// in time is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout). An operator's question may
-    /// take a minute.
+    /// [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable). What was sent and not answered
+    /// in time is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout), and so is waiting for a
+    /// connection to a server to which there are others (D4). An operator's question may take a minute.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

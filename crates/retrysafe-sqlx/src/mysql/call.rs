@@ -46,12 +46,15 @@ pub(super) struct Call<'a> {
     /// Whether a connection broke under one of its statements. From then on the call as a whole may
     /// have had its effect, whatever a later statement fails with.
     broke: AtomicBool,
+    /// Whether one of its statements was answered.
+    answered: AtomicBool,
 }
 
 impl<'a> Call<'a> {
     pub(super) fn new(connections: &'a Connections, within: Duration) -> Self {
         let deadline = Instant::now() + within;
-        Self { connections, deadline, repeats: MOST_BROKEN, broke: AtomicBool::new(false) }
+        let (broke, answered) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { connections, deadline, repeats: MOST_BROKEN, broke, answered }
     }
 
     /// The same for a change that is not the same change when it is repeated.
@@ -111,6 +114,7 @@ impl<'a> Call<'a> {
             let error = match timeout_at(self.deadline, statement.send(lent.connection())).await {
                 Ok(Ok(answer)) => {
                     lent.give_back();
+                    self.answered.store(true, Ordering::Relaxed);
                     return Ok(answer);
                 }
                 Ok(Err(error)) => error,
@@ -123,6 +127,7 @@ impl<'a> Call<'a> {
             match error::fate(&error) {
                 Fate::Again if undone < MOST_UNDONE => {
                     lent.give_back();
+                    self.answered.store(true, Ordering::Relaxed);
                     undone += 1;
                     let pause = Duration::from_millis(2 << undone.min(5));
                     sleep(pause.mul_f64(rand::random())).await;
@@ -152,8 +157,10 @@ impl<'a> Call<'a> {
                 }
             }
         };
-        Err(match self.broke.load(Ordering::Relaxed) {
-            true => error::after_a_broken_try(failed),
+        let broke = self.broke.load(Ordering::Relaxed);
+        Err(match self.answered.load(Ordering::Relaxed) {
+            _ if broke => error::after_a_broken_try(failed),
+            true => failed.after_an_answer(),
             false => failed,
         })
     }

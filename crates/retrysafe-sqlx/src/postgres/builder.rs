@@ -65,8 +65,9 @@ impl PostgresStoreBuilder {
 
     /// How long a verb may take, 1.5 s by default, which is below the engine's deadline for a store
     /// call (D5). Half of it may pass in waiting for a connection, after which nothing was sent and
-    /// the error is [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable); what was sent and
-    /// not answered in time is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout). On
+    /// the error is [`Unreachable`](retrysafe_core::StoreErrorKind::Unreachable). What was sent and
+    /// not answered in time is a [`Timeout`](retrysafe_core::StoreErrorKind::Timeout), and so is
+    /// waiting for a connection to a server to which there are others (D4). On
     /// connections of the store's own, the server gives up waiting for a row after two thirds of it: a
     /// transaction that has not committed holds it then, and the operation is in flight.
     ///

@@ -68,12 +68,12 @@ impl Shared {
     }
 
     pub(crate) fn call(&self) -> Call<'_> {
-        Call { shared: self, until: Instant::now() + self.settings.timeout, conflicts: 0 }
+        Call::new(self, self.settings.timeout)
     }
 
     /// A call that may be about millions of records, and that no request waits for.
     pub(crate) fn long_call(&self) -> Call<'_> {
-        Call { shared: self, until: Instant::now() + self.settings.long_timeout(), conflicts: 0 }
+        Call::new(self, self.settings.long_timeout())
     }
 
     pub(crate) fn check_size(&self, payload: &Bytes) -> Result<(), StoreError> {
@@ -114,12 +114,18 @@ pub(crate) struct Call<'s> {
     shared: &'s Shared,
     until: Instant,
     conflicts: u32,
+    /// Whether one of its statements was answered.
+    answered: bool,
 }
 
-impl Call<'_> {
+impl<'s> Call<'s> {
+    fn new(shared: &'s Shared, within: Duration) -> Self {
+        Self { shared, until: Instant::now() + within, conflicts: 0, answered: false }
+    }
+
     /// Runs one statement, and again for as long as the server undoes it because of others.
     ///
-    /// An error of kind `Unreachable` means that nothing was sent, or all of it was undone.
+    /// An error of kind `Unreachable` means that nothing was sent, and nothing before it was answered.
     pub(crate) async fn ask(
         &mut self,
         statement: impl Fn() -> Statement,
@@ -133,14 +139,21 @@ impl Call<'_> {
         }
     }
 
-    async fn run(&self, statement: Statement) -> Result<Vec<PgRow>, Failure> {
+    async fn run(&mut self, statement: Statement) -> Result<Vec<PgRow>, Failure> {
         let shared = self.shared;
         let lend_until = (Instant::now() + shared.settings.timeout / 2).min(self.until);
-        let lent = shared.lend(lend_until).await.map_err(StoreError::from)?;
+        let lent = shared.lend(lend_until).await.map_err(StoreError::from);
+        let lent = match self.answered {
+            true => lent.map_err(StoreError::after_an_answer)?,
+            false => lent?,
+        };
         match timeout_at(self.until, lent.run(statement)).await {
-            Ok(answer) => answer.map_err(|error| {
-                failure::statement(&shared.place, &shared.table.quoted('"'), error)
-            }),
+            Ok(answer) => {
+                self.answered = true;
+                answer.map_err(|error| {
+                    failure::statement(&shared.place, &shared.table.quoted('"'), error)
+                })
+            }
             // It was sent, and may yet be done.
             Err(_) => Err(self.late("did not answer in time").into()),
         }

@@ -32,10 +32,11 @@ impl<S: Store + Inspect> Moving<'_, S> {
         match self.from.begin(claim).await? {
             Begin::Acquired(old) => self.begin_in_new(claim, old).await,
             Begin::Found(found @ Found::Lapsed { .. }) => {
-                self.or_in_new(found, &claim.id).await.map_err(known_in_old)
+                self.or_in_new(found, &claim.id).await.map_err(StoreError::after_an_answer)
             }
             Begin::Found(Found::Finished { fingerprint, payload }) => {
-                self.copy(claim, fingerprint, payload).await.map_err(known_in_old)
+                let copied = self.copy(claim, fingerprint, payload).await;
+                copied.map_err(StoreError::after_an_answer)
             }
             found @ Begin::Found(Found::InFlight { .. } | Found::Free) => Ok(found),
         }
@@ -254,13 +255,4 @@ fn both(old: Operated, new: Operated) -> Operated {
         (Operated::Applied, _) | (_, Operated::Applied) => Operated::Applied,
         (Operated::NotFound, Operated::NotFound) => Operated::NotFound,
     }
-}
-
-/// Nothing may run unprotected because the new place can't be reached (D4): the operation is known.
-fn known_in_old(error: StoreError) -> StoreError {
-    if error.kind() != StoreErrorKind::Unreachable {
-        return error;
-    }
-    let context = format!("the operation is known in its old place, but {error}");
-    StoreError::with_source(StoreErrorKind::Unavailable, context, error)
 }

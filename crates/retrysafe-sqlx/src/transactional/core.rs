@@ -49,18 +49,24 @@ impl<S: Side> Core<S> {
         let wait_until = start + self.settings.wait;
         let until = start + self.settings.timeout;
         failpoint::reached("before the claim");
+        let mut known = false;
         loop {
             let entered = match self.flights.held(claim) {
                 Some(held) => held,
                 None => {
-                    let (seen, locked) = match self.side.look(claim, until).await? {
-                        Looked::Found(found) => return Ok(Begin::Found(found)),
-                        Looked::Free { seen, locked } => (seen, locked),
+                    let looked = self.side.look(claim, until).await;
+                    let (seen, locked) = match looked {
+                        Ok(Looked::Found(found)) => return Ok(Begin::Found(found)),
+                        Ok(Looked::Free { seen, locked }) => (seen, locked),
+                        // D4: what this process has waited for may have been done.
+                        Err(error) if known => return Err(error.after_an_answer()),
+                        Err(error) => return Err(error),
                     };
                     match self.flights.enter(claim) {
                         Entered::Place(place) => {
                             let claimed = self.claim(claim, seen, locked, wait_until, until);
-                            return Ok(match claimed.await? {
+                            let claimed = claimed.await.map_err(StoreError::after_an_answer);
+                            return Ok(match claimed? {
                                 Ok((transaction, acquired)) => {
                                     place.granted(claim, acquired, Slot::new(transaction));
                                     failpoint::reached("after the claim");
@@ -77,6 +83,7 @@ impl<S: Side> Core<S> {
             };
             match entered {
                 Entered::Taken(seen) => {
+                    known = true;
                     let within = wait_until.saturating_duration_since(Instant::now());
                     if let Err(in_flight) = seen.over(within).await {
                         return Ok(in_flight);
@@ -129,7 +136,9 @@ impl<S: Side> Core<S> {
         }
     }
 
-    /// The lease is as good as the transaction: nobody takes over what it holds.
+    /// The lease is as good as the transaction: nobody takes over what it holds. That goes for one
+    /// that is being committed, too: nobody else can see the claim in it, and the lease that it leaves
+    /// began with its last statement.
     pub(crate) async fn renew(
         &self,
         lease: &Lease,

@@ -147,31 +147,32 @@ impl<DB: Database> Points for Slot<DB> {
         })
     }
 
-    fn commit(&self, points: Option<Bytes>) -> PointFuture<'_, bool> {
-        Box::pin(async {
+    fn commit(&self, mut points: Option<Bytes>) -> PointFuture<'_, bool> {
+        Box::pin(async move {
             if self.is_loose() {
                 let problem = "what is written before a phase is written in a step";
                 return Err(StoreError::new(StoreErrorKind::Misconfigured, problem));
             }
             let (parts, lease, lease_for) = self.parts()?;
-            if points.is_none() && self.is_held(lease_for) {
-                return Ok(true);
-            }
             // Before anything is taken out, and could be lost.
             if let Some(points) = &points {
                 parts.check_size(points)?;
             }
-            let Some(transaction) = self.any().await? else { return Ok(false) };
-            // From here on it may be committed, whatever is heard of it.
-            self.committing();
-            let sent = Instant::now();
-            if parts.commit(transaction, lease, lease_for, points).await? {
+            // Once, unless that takes longer than the lease that it leaves.
+            while points.is_some() || !self.is_held(lease_for) {
+                let Some(transaction) = self.any().await? else { return Ok(false) };
+                // From here on it may be committed, whatever is heard of it.
+                let committing = self.committing();
+                let sent = Instant::now();
+                if !parts.commit(transaction, lease, lease_for, points.take()).await? {
+                    self.escape();
+                    let context = "the handler ended its transaction by itself";
+                    return Err(StoreError::new(StoreErrorKind::Escaped, context));
+                }
+                drop(committing);
                 self.held_from(sent);
-                return Ok(true);
             }
-            self.escape();
-            let context = "the handler ended its transaction by itself";
-            Err(StoreError::new(StoreErrorKind::Escaped, context))
+            Ok(true)
         })
     }
 

@@ -108,6 +108,8 @@ struct Known<DB: Database> {
 enum State<DB: Database> {
     Here(Transaction<'static, DB>),
     Lent,
+    /// It is being committed. Until the first one is, the claim is in it, and nobody else can see it.
+    Committing,
     /// Everything so far is committed.
     Between,
     /// What was not committed is undone, the claim too.
@@ -168,7 +170,7 @@ impl<DB: Database> Slot<DB> {
     pub(crate) fn take(&self) -> Taken<DB> {
         match mem::replace(&mut *self.state(), State::Over) {
             State::Here(transaction) => Taken::Whole(transaction),
-            State::Between => Taken::Between,
+            State::Between | State::Committing => Taken::Between,
             State::Spoiled => Taken::Spoiled,
             State::Escaped => Taken::Escaped,
             State::Lent | State::Over => Taken::Kept,
@@ -228,13 +230,14 @@ impl<DB: Database> Slot<DB> {
     }
 
     /// The transaction is out, to be committed: nothing is open any more.
-    pub(super) fn committing(&self) {
+    pub(super) fn committing(&self) -> Committing<'_, DB> {
         self.committed.store(true, Ordering::Release);
         self.named.store(false, Ordering::Release);
         let mut state = self.state();
         if let State::Lent = *state {
-            *state = State::Between;
+            *state = State::Committing;
         }
+        Committing(self)
     }
 
     /// The handler has ended its transaction by itself: nothing of it can be committed any more.
@@ -251,7 +254,10 @@ impl<DB: Database> Slot<DB> {
                 *state = State::Between;
                 Given::Between
             }
-            State::Lent => Given::Lent,
+            in_use @ (State::Lent | State::Committing) => {
+                *state = in_use;
+                Given::Lent
+            }
             over @ (State::Spoiled | State::Escaped | State::Over) => {
                 *state = over;
                 Given::Over
@@ -280,7 +286,8 @@ impl<DB: Database> Slot<DB> {
         self.named.store(false, Ordering::Release);
         let undone = match &*state {
             State::Here(_) | State::Lent => mem::replace(&mut *state, after),
-            State::Between | State::Spoiled | State::Escaped | State::Over => return,
+            State::Committing | State::Between => return,
+            State::Spoiled | State::Escaped | State::Over => return,
         };
         drop(state);
         // The renewal that it began with is undone, too.
@@ -320,6 +327,19 @@ impl<DB: Database> Slot<DB> {
     /// Nothing is left half done under this lock, so a panic elsewhere does not matter.
     fn state(&self) -> MutexGuard<'_, State<DB>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A transaction that is being committed, until that is answered, or nobody listens any more. Whether
+/// it is committed then, the server has to say.
+pub(super) struct Committing<'a, DB: Database>(&'a Slot<DB>);
+
+impl<DB: Database> Drop for Committing<'_, DB> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        if let State::Committing = *state {
+            *state = State::Between;
+        }
     }
 }
 

@@ -12,12 +12,12 @@ use std::{
 
 use retrysafe_core::{
     Begin, Claim, Found, Held, Inspect as _, Lease, Operated, OperationId, Resolution, Store as _,
-    StoreErrorKind,
+    StoreError, StoreErrorKind,
 };
 use retrysafe_sqlx::MySqlStore;
 use retrysafe_testkit::servers::{MariadbServer, Wire};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     LONG, PATIENCE, Table, acquire, claim, lease, literal, numbered, operation, run, until_answered,
@@ -366,4 +366,73 @@ async fn st9_a_server_that_is_killed_loses_nothing_that_it_acknowledged() {
         }
     }
     assert!(owners.values().all(|owners| *owners == 1), "ST1: granted twice");
+}
+
+/// Somebody who keeps a record locked.
+struct Locking(MySqlConnection);
+
+impl Locking {
+    async fn new(table: &Table, id: &OperationId) -> Self {
+        let mut connection = MySqlConnection::connect(&table.url).await.unwrap();
+        let lock =
+            format!("BEGIN; SELECT 1 FROM {} WHERE id = {} FOR UPDATE", table.name, literal(id));
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut connection).await.unwrap();
+        Self(connection)
+    }
+
+    async fn is_waited_for(&mut self) {
+        let waiting = "SELECT COUNT(*) FROM information_schema.innodb_lock_waits w
+            JOIN information_schema.innodb_trx t ON t.trx_id = w.blocking_trx_id
+            WHERE t.trx_mysql_thread_id = CONNECTION_ID()";
+        let waited_for = async {
+            loop {
+                let waiting = sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut self.0).await;
+                if waiting.unwrap() > 0 {
+                    return;
+                }
+                // What it shows is not looked up again within a tenth of a second of the last look.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(PATIENCE, waited_for).await.unwrap();
+    }
+
+    async fn ends(mut self) {
+        sqlx::raw_sql("ROLLBACK").execute(&mut self.0).await.unwrap();
+    }
+}
+
+/// The key of one call is found to be taken; then another has the connection, and breaks it.
+#[tokio::test]
+async fn d4_a_server_that_is_lost_in_the_middle_of_a_claim_is_not_unreachable() {
+    let table = Table::new().await;
+    let direct = table.open().await;
+    let (one, two) = (claim(operation()), claim(operation()));
+    acquire(&direct, &one).await;
+    acquire(&direct, &two).await;
+    let wire = Wire::to(MariadbServer::shared().await.addr()).await;
+    let far = Table { url: wire.url_for(&table.url), ..table.clone() };
+    let store = far.builder().max_connections(1).open().await.unwrap();
+
+    let mut holds_one = Locking::new(&table, &one.id).await;
+    let mut holds_two = Locking::new(&table, &two.id).await;
+    let (first, second) = (claim(one.id), claim(two.id));
+    let meets_a_record = store.begin(&first);
+    let waits_its_turn = async {
+        holds_one.is_waited_for().await;
+        let second = store.begin(&second);
+        let unplugged = async {
+            holds_one.ends().await;
+            holds_two.is_waited_for().await;
+            wire.refuse().await;
+        };
+        tokio::join!(second, unplugged).0
+    };
+    let (first, second) = tokio::join!(meets_a_record, waits_its_turn);
+    let (first, second) = (first.unwrap_err(), second.unwrap_err());
+    assert_eq!(second.kind(), StoreErrorKind::Unavailable, "it broke: {second}");
+    assert_eq!(first.kind(), StoreErrorKind::Unavailable, "{first}");
+    let source = std::error::Error::source(&first).unwrap().downcast_ref::<StoreError>();
+    assert_eq!(source.map(StoreError::kind), Some(StoreErrorKind::Unreachable), "{first}");
+    holds_two.ends().await;
 }

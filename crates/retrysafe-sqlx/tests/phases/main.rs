@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
+mod commits;
 mod process;
 #[macro_use]
 mod steps;
@@ -137,15 +138,15 @@ macro_rules! engine {
 
             use super::*;
 
-            type InPhases = Phases<$transaction>;
+            pub(crate) type InPhases = Phases<$transaction>;
 
-            struct Bank {
-                url: String,
-                store: $store,
+            pub(crate) struct Bank {
+                pub(crate) url: String,
+                pub(crate) store: $store,
             }
 
             impl Bank {
-                async fn new() -> Self {
+                pub(crate) async fn new() -> Self {
                     let url = $server::shared().await.fresh_database().await;
                     let bank = Self::at(&url).await;
                     for sql in ACCOUNTS {
@@ -167,14 +168,14 @@ macro_rules! engine {
                     Self { store: store.max_payload(most).open().await.unwrap(), ..self }
                 }
 
-                async fn run(&self, sql: &'static str) {
+                pub(crate) async fn run(&self, sql: &'static str) {
                     let pool = $pool::new().connect(&self.url).await.unwrap();
                     sqlx::raw_sql(sql).execute(&pool).await.unwrap();
                     pool.close().await;
                 }
 
                 /// The balances of the three accounts.
-                async fn balances(&self) -> [i32; 3] {
+                pub(crate) async fn balances(&self) -> [i32; 3] {
                     let pool = $pool::new().connect(&self.url).await.unwrap();
                     let mut balances = [0; 3];
                     for (balance, sql) in balances.iter_mut().zip(BALANCES) {
@@ -188,7 +189,7 @@ macro_rules! engine {
                     self.once_for(PATIENCE)
                 }
 
-                fn once_for(&self, lease: Duration) -> Once<$store> {
+                pub(crate) fn once_for(&self, lease: Duration) -> Once<$store> {
                     let once = Once::builder(self.store.clone()).lease(lease);
                     let once = once.on_in_flight(OnInFlight::wait(PATIENCE));
                     let once = once.settings(|settings| {
@@ -199,7 +200,7 @@ macro_rules! engine {
                 }
 
                 /// An attempt, without an engine.
-                async fn begin(&self, claim: &Claim) -> (Lease, Attempt) {
+                pub(crate) async fn begin(&self, claim: &Claim) -> (Lease, Attempt) {
                     let Begin::Acquired(acquired) = self.store.begin(claim).await.unwrap() else {
                         panic!("the claim should have been granted");
                     };
@@ -211,7 +212,10 @@ macro_rules! engine {
                 }
             }
 
-            async fn credit(mut transaction: $transaction, account: usize) -> Result<(), Failed> {
+            pub(crate) async fn credit(
+                mut transaction: $transaction,
+                account: usize,
+            ) -> Result<(), Failed> {
                 sqlx::raw_sql(CREDITS[account - 1]).execute(&mut *transaction).await?;
                 Ok(())
             }

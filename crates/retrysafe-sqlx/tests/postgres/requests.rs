@@ -1,7 +1,13 @@
 //! How often the server is asked, counted on the wire, and what becomes of an answer that is lost
 //! there.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use retrysafe_core::{
@@ -9,7 +15,7 @@ use retrysafe_core::{
 };
 use retrysafe_sqlx::PostgresStore;
 use retrysafe_testkit::servers::{PostgresServer, Wire};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgPoolOptions};
 
 use crate::{LONG, Table, acquire, claim, operation, until_answered};
 
@@ -186,4 +192,37 @@ async fn d4_a_busy_server_is_not_an_unreachable_one() {
 
     holding.rollback().await.unwrap();
     until_answered(|| store.begin(&claims[0])).await;
+}
+
+/// The second request of a claim, that takes over.
+#[tokio::test]
+async fn d4_a_server_that_is_lost_in_the_middle_of_a_claim_is_not_unreachable() {
+    let table = Table::new().await;
+    let direct = table.open().await;
+    let lease = acquire(&direct, &claim(operation())).await;
+    assert_eq!(direct.renew(&lease, Duration::ZERO).await.unwrap(), Held::Applied);
+
+    let wire = Arc::new(Wire::to(PostgresServer::shared().await.addr()).await);
+    let (unplugs, far) = (Arc::new(AtomicBool::new(false)), wire.url_for(&table.url));
+    let pool = PgPoolOptions::new().max_connections(1).after_release({
+        let (wire, unplugs) = (wire.clone(), unplugs.clone());
+        move |_, _| {
+            let (wire, unplugs) = (wire.clone(), unplugs.clone());
+            Box::pin(async move {
+                if unplugs.load(Ordering::SeqCst) {
+                    wire.refuse().await;
+                }
+                Ok(!unplugs.load(Ordering::SeqCst))
+            })
+        }
+    });
+    let pool = pool.connect(&far).await.unwrap();
+    let store = PostgresStore::from_pool(pool.clone()).table(&table.name);
+    let store = store.timeout(Duration::from_secs(6)).open().await.unwrap();
+    while pool.num_idle() == 0 {
+        tokio::task::yield_now().await;
+    }
+    unplugs.store(true, Ordering::SeqCst);
+    let error = store.begin(&Claim { take_over: true, ..claim(lease.id) }).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
 }

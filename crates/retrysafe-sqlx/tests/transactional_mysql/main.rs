@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what failed by where it panics")]
 
 mod conflicts;
+mod connections;
 mod endings;
 
 use std::{

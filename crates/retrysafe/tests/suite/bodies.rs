@@ -2,17 +2,20 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{Request, Response, Uri, request::Builder};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
-use retrysafe::{Fingerprinter, Keyring, OnInFlight, OnUnknownOutcome};
+use retrysafe::{
+    Disposition, Fingerprinter, Keyring, OnInFlight, OnUnknownOutcome, OutcomePolicy, RequestBody,
+};
 
 use crate::common::*;
 
@@ -412,6 +415,55 @@ async fn f4_a_crashed_upload_is_taken_over() {
     orders.send(long_order(&long(0))).await.assert_first(201, &LONG.to_string());
     orders.send(long_order(&long(0))).await.assert_replay(201, &LONG.to_string());
     assert_eq!(entry(&store, "k").await.unwrap().attempt, 2);
+}
+
+#[tokio::test]
+async fn f4_a_body_that_breaks_off_while_the_outcome_is_judged_is_not_kept() {
+    // Something else than the handler reads it, so nobody knows when that comes upon its end.
+    let (pipe, body) = pipe();
+    let given = Arc::new(Mutex::new(None));
+    let (read, store) = (given.clone(), store());
+    pipe.data("an order");
+    let pipe = Mutex::new(Some(pipe));
+    let judged = OutcomePolicy::custom(move |_| {
+        pipe.lock().unwrap().take().unwrap().break_off();
+        let mut body: RequestBody<Body> = read.lock().unwrap().take().unwrap();
+        while let Some(Ok(_)) = body.frame().now_or_never().unwrap() {}
+        Disposition::Keep
+    });
+    let layer = layer(&store).outcomes(judged).settings(|it| it.inline_body = 4).build().unwrap();
+    let orders = Guarded::new(&layer, move |run, request: Given| {
+        *given.lock().unwrap() = Some(request.into_body());
+        async move { created(run) }
+    });
+    orders.send(with_body("k", body)).await.assert_first(201, "order 1");
+    assert_eq!(state(&store, "k").await, "lapsed");
+}
+
+#[tokio::test]
+async fn f4_a_retry_where_less_is_read_ahead_is_compared_as_far_as_the_first() {
+    // A release that lowers `inline_body`.
+    let store = store();
+    let reads_ahead = |most| {
+        let layer = layer(&store).settings(|it| it.inline_body = most).build().unwrap();
+        Guarded::new(&layer, move |_, request: Given| async move {
+            let read = read(request).await.unwrap();
+            if most > 4 {
+                return status(500);
+            }
+            Response::builder().status(201).body(body(read)).unwrap()
+        })
+    };
+    let (before, after) = (reads_ahead(64), reads_ahead(4));
+    before.send(order("k", "an order")).await.assert_first(500, "answer");
+    for other in ["an 0rder", "an order, and more", "an or"] {
+        after.send(order("k", other)).await.assert_problem(422, "key_reused");
+    }
+    let broken = pieces([data("an or"), data("d"), broken()]);
+    after.send(with_body("k", broken)).await.assert_problem(400, "incomplete_body");
+    after.send(order("k", "an order")).await.assert_first(201, "an order");
+    after.send(order("k", "an order")).await.assert_replay(201, "an order");
+    assert_eq!(after.runs(), 1);
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! Running the handler (PROTOCOL 4).
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, mpsc},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -12,6 +14,7 @@ use retrysafe::{
 };
 use retrysafe_testkit::{Fault, Verb};
 use tokio::time::sleep;
+use tower::{Layer as _, service_fn};
 
 use crate::common::*;
 
@@ -203,6 +206,11 @@ async fn e4_a_handler_overrules_the_policy() {
     orders.send(order("k", "a")).await.assert_first(201, "order 1");
     assert_eq!(state(&store, "k").await, "lapsed");
 
+    // PROTOCOL 5: 1xx are never kept.
+    let (store, orders) = overruling(103, OutcomeOverrule::Store);
+    orders.send(order("k", "a")).await.assert_first(103, "order 1");
+    assert_eq!(state(&store, "k").await, "lapsed");
+
     let (store, orders) = overruling(201, OutcomeOverrule::OmitBody);
     let first = orders.send(order("k", "a")).await;
     first.assert_first(201, "order 1");
@@ -312,6 +320,34 @@ async fn e5_a_panic_is_a_500_wherever_it_happens() {
         assert_eq!(state(&store, "k").await, "lapsed", "{place}: given up at once");
         orders.send(order("k", "a")).await.assert_first(201, "order order ");
         orders.send(order("k", "a")).await.assert_replay(201, "order order ");
+    }
+}
+
+#[tokio::test]
+async fn e5_a_panic_of_what_the_handler_drops_is_its_own() {
+    /// Panics when it is dropped, after its answer or instead of one.
+    struct Dropped(Option<Response<Body>>);
+
+    impl Future for Dropped {
+        type Output = Result<Response<Body>, Failure>;
+
+        fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+            Poll::Ready(Ok(self.0.take().expect("a handler that panics, and then once more")))
+        }
+    }
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            panic!("in what the handler drops");
+        }
+    }
+
+    for answer in [Some(201), None] {
+        let (store, layer) = default_layer();
+        let inner = service_fn(move |_: Given| Dropped(answer.map(status)));
+        let orders = Guarded::around(layer.layer(inner));
+        orders.send(order("k", "a")).await.assert_problem(500, "handler_failed");
+        assert_eq!(state(&store, "k").await, "lapsed", "{answer:?}: given up at once");
     }
 }
 

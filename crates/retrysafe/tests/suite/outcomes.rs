@@ -34,6 +34,7 @@ fn table() -> Vec<(Vec<Ends>, [&'static str; 3])> {
         (answers(&[409, 421, 423]), [RELEASE, KEEP, RELEASE]),
         (answers(&[401, 407, 425, 426, 429]), [RELEASE, RELEASE, RELEASE]),
         (answers(&[408, 500, 501, 502, 503, 504, 599]), [AMBIGUOUS, KEEP, AMBIGUOUS]),
+        (answers(&[100, 101, 103]), [AMBIGUOUS; 3]),
         (vec![Ends::Panics, Ends::FailsInside, Ends::RequestBrokeOff], [AMBIGUOUS; 3]),
         (vec![Ends::UpstreamBroke, Ends::ResponseBrokeOff], [RUNS_OUT; 3]),
         (vec![Ends::NeverConnected], [RELEASE; 3]),

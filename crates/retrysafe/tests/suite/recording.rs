@@ -1,10 +1,10 @@
 //! When the outcome is written, and what if it can't be (PROTOCOL 5, R1, R7, R8).
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use retrysafe::{Counts, Engine, IdempotencyLayer, Inspect as _, Scope};
-use retrysafe_testkit::{Fault, Point, Verb};
+use retrysafe::{Counts, Engine, IdempotencyLayer, Inspect as _, MemoryStore, Scope};
+use retrysafe_testkit::{Fault, Faulty, ManualClock, Point, Verb};
 use tokio::{
     runtime,
     time::{sleep, timeout},
@@ -115,6 +115,27 @@ async fn r7_a_lease_counts_from_when_it_was_sent_for() {
         created(run)
     });
     orders.send(order("k", "a")).await.assert_problem(409, "in_progress");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r7_who_knows_that_its_lease_is_lost_does_not_answer() {
+    // A store that forgets what it has acknowledged, as a failover may: here its clock is set.
+    let clock = ManualClock::new();
+    let memory = MemoryStore::builder().clock(Arc::new(clock.clone())).build().unwrap();
+    let store = Faulty::new(memory);
+    let gate = Gate::closed();
+    let orders = Guarded::gated(&layer(&store).build().unwrap(), &gate);
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    clock.advance(31 * SECOND);
+    let others = Guarded::orders(&layer(&store).build().unwrap());
+    others.send(order("k", "a")).await.assert_first(201, "order 1");
+    // A renewal finds that out, less than a lease after the claim was sent.
+    sleep(11 * SECOND).await;
+    assert_eq!(store.script().calls(Verb::Renew), 1);
+    store.script().next(Verb::Complete, Fault::FailBefore);
+    gate.open();
+    first.await.unwrap().assert_problem(409, "in_progress");
 }
 
 #[tokio::test(start_paused = true)]

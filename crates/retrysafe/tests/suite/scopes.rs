@@ -86,7 +86,23 @@ async fn s1_credentials_with_one_anonymous_scope() {
     orders.send(from(&[("authorization", "bearer one")])).await.assert_replay(201, "order 1");
     orders.send(from(&[])).await.assert_first(201, "order 3");
     orders.send(from(&[])).await.assert_replay(201, "order 3");
-    for other in [("cookie", "session=1"), ("x-api-key", "1"), ("authorization", "Signature x")] {
+    // Two of these would be one caller, and get each other's answers (`cross_tenant_replay`).
+    for other in [
+        ("cookie", "session=1"),
+        ("x-api-key", "1"),
+        ("x-auth-key", "1"),
+        ("x-auth-token", "1"),
+        ("x-access-token", "1"),
+        ("x-amz-security-token", "1"),
+        ("x-authorization", "Bearer one"),
+        ("authorization", "Signature x"),
+        ("signature", "sig1=:eA==:"),
+        ("signature-input", "sig1=();created=1"),
+        ("x-hub-signature-256", "sha256=78"),
+        ("dpop", "eyJ0eXAiOiJkcG9wK2p3dCJ9"),
+        ("client-cert", ":eA==:"),
+        ("x-forwarded-client-cert", "Hash=78"),
+    ] {
         let refused = orders.send(from(&[other])).await;
         refused.assert_problem(400, "missing_scope");
         let detail = refused.member("detail").to_string();

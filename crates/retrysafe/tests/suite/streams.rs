@@ -1,7 +1,10 @@
 //! Responses that are too long to keep, or that go out while they are made (PROTOCOL 5, R4, R5).
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -103,18 +106,32 @@ async fn r4_what_the_store_cannot_hold_is_not_kept() {
     assert_eq!(orders.runs(), 2);
 }
 
-/// A store that turns out to have no room for more than 20 bytes when it is given them.
-struct Cramped(MemoryStore, StoreErrorKind);
+/// A store that turns out to have no room for more than so many bytes when it is given them.
+struct Cramped {
+    store: MemoryStore,
+    kind: StoreErrorKind,
+    room: Arc<AtomicUsize>,
+}
+
+/// Room for a status.
+const ROOM: usize = 20;
+
+/// A layer on such a store, and how much room it has.
+fn cramped(kind: StoreErrorKind, room: usize) -> (IdempotencyLayer<Cramped>, Arc<AtomicUsize>) {
+    let room = Arc::new(AtomicUsize::new(room));
+    let store = Cramped { store: MemoryStore::new(), kind, room: room.clone() };
+    (IdempotencyLayer::builder(store, Scope::shared()).build().unwrap(), room)
+}
 
 impl Store for Cramped {
     fn about(&self) -> About {
-        self.0.about()
+        self.store.about()
     }
     async fn begin(&self, claim: &Claim) -> Result<Begin, StoreError> {
-        self.0.begin(claim).await
+        self.store.begin(claim).await
     }
     async fn renew(&self, lease: &Lease, lease_for: Duration) -> Result<Held, StoreError> {
-        self.0.renew(lease, lease_for).await
+        self.store.renew(lease, lease_for).await
     }
     async fn complete(
         &self,
@@ -123,13 +140,13 @@ impl Store for Cramped {
         payload: Bytes,
         retention: Duration,
     ) -> Result<Held, StoreError> {
-        if payload.len() > 20 {
-            return Err(StoreError::new(self.1, "no room"));
+        if payload.len() > self.room.load(Ordering::Relaxed) {
+            return Err(StoreError::new(self.kind, "no room"));
         }
-        self.0.complete(lease, fingerprint, payload, retention).await
+        self.store.complete(lease, fingerprint, payload, retention).await
     }
     async fn release(&self, lease: &Lease, keep: Duration) -> Result<Held, StoreError> {
-        self.0.release(lease, keep).await
+        self.store.release(lease, keep).await
     }
     async fn changed(
         &self,
@@ -137,18 +154,17 @@ impl Store for Cramped {
         seen: u32,
         within: Duration,
     ) -> Result<(), StoreError> {
-        self.0.changed(id, seen, within).await
+        self.store.changed(id, seen, within).await
     }
     async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
-        self.0.sweep(limit).await
+        self.store.sweep(limit).await
     }
 }
 
 #[tokio::test]
 async fn r4_st8_what_a_store_has_no_room_for_is_finished_without_its_response() {
     for kind in [StoreErrorKind::Full, StoreErrorKind::TooLarge] {
-        let store = Cramped(MemoryStore::new(), kind);
-        let layer = IdempotencyLayer::builder(store, Scope::shared()).build().unwrap();
+        let (layer, _) = cramped(kind, ROOM);
         let orders = Guarded::orders(&layer);
         let first = orders.send(order("k", "a")).await;
         first.assert_first(201, "order 1");
@@ -159,6 +175,25 @@ async fn r4_st8_what_a_store_has_no_room_for_is_finished_without_its_response() 
         assert_eq!(retry.member("original_status"), 201);
         orders.send(order("k", "b")).await.assert_problem(422, "key_reused");
         assert_eq!(orders.runs(), 1, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r7_what_found_no_room_at_all_is_written_as_far_as_there_is_room_again() {
+    for (again, answers) in [(usize::MAX, 201), (ROOM, 409)] {
+        let (layer, room) = cramped(StoreErrorKind::Full, 0);
+        let orders = Guarded::orders(&layer);
+        let first = orders.send(order("k", "a")).await;
+        first.assert_first(201, "order 1");
+        assert_eq!(first.headers["idempotency-status"], "not-recorded");
+        room.store(again, Ordering::Relaxed);
+        layer.engine().drain().await;
+        let retry = orders.send(order("k", "a")).await;
+        match answers {
+            201 => retry.assert_replay(201, "order 1"),
+            _ => retry.assert_problem(409, "response_unavailable"),
+        }
+        assert_eq!(orders.runs(), 1);
     }
 }
 

@@ -76,8 +76,11 @@ impl MySqlSide {
         let lend_until = (Instant::now() + self.timeout / 2).min(until);
         match timeout_at(lend_until, self.pool.acquire()).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(error::not_sent(&self.place(), error)),
-            Err(_) => {
+            Ok(Err(error)) if !matches!(error, sqlx::Error::PoolTimedOut) => {
+                Err(error::not_sent(&self.place(), error))
+            }
+            // Ours, or the pool's own.
+            _ => {
                 // D4: what has connections is there.
                 let kind = match self.pool.size() {
                     0 => StoreErrorKind::Unreachable,
