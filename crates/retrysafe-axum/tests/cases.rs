@@ -31,7 +31,7 @@ impl Door for Axum {
             async move { service.answer(request).await.map(Body::new) }
         });
         // Nested: the layer has to find what the client sent.
-        let case = Router::new().route("/", answer.clone()).route("/below", answer);
+        let case = Router::new().route("/", answer.clone()).route("/{*below}", answer);
         let case = case.idempotent(layer);
         serve(Router::new().nest("/{case}", case)).await
     }

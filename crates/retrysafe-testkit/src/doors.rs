@@ -38,7 +38,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use retrysafe_core::{OnInFlight, OnUnknownOutcome, Settings};
+use retrysafe_core::{Fingerprinter, OnInFlight, OnUnknownOutcome, Settings};
 
 pub use self::{
     cases::{Case, cases},
@@ -76,6 +76,10 @@ pub enum Profile {
     Waiting,
     /// What is unknown never runs again.
     Refusing,
+    /// A retry is told by the meaning of its JSON.
+    Json,
+    /// What is finished answers for two seconds.
+    Brief,
 }
 
 impl Profile {
@@ -86,6 +90,12 @@ impl Profile {
             Self::KeyRequired => settings.require_key = true,
             Self::Waiting => settings.on_in_flight = OnInFlight::wait(Duration::from_secs(60)),
             Self::Refusing => settings.on_unknown_outcome = OnUnknownOutcome::Refuse,
+            Self::Json => settings.fingerprinter = Fingerprinter::json(),
+            Self::Brief => {
+                let second = Duration::from_secs(1);
+                (settings.lease, settings.max_execution) = (second, second);
+                settings.retention = 2 * second;
+            }
         }
     }
 
@@ -96,6 +106,8 @@ impl Profile {
             Self::KeyRequired => &["--require-key"],
             Self::Waiting => &["--on-in-flight", "wait:60s"],
             Self::Refusing => &["--on-unknown-outcome", "refuse"],
+            Self::Json => &["--fingerprint", "json"],
+            Self::Brief => &["--lease", "1s", "--max-execution", "1s", "--retention", "2s"],
         }
     }
 }

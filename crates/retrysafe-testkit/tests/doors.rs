@@ -16,7 +16,14 @@ impl Door for NoDoor {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         // The races would wait for what never comes.
-        for path in ["check_then_set", "d2_fifty_that_wait", "disconnect_frees", "r5_events"] {
+        for path in [
+            "check_then_set",
+            "d2_fifty_that_wait",
+            "disconnect_frees",
+            "r5_events",
+            "reader_guard_across_sleep",
+            "waiters_eat_pool",
+        ] {
             service.open(&format!("/{path}"));
         }
         tokio::spawn(async move {

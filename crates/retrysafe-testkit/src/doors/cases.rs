@@ -7,6 +7,7 @@ use http::Method;
 use super::{
     Answer, Place, Profile, Sent, Service,
     races::{Race, races},
+    service::LARGE,
 };
 
 /// A row of the table.
@@ -38,6 +39,8 @@ struct Gets {
 enum What {
     /// The service's own answer, with this text.
     First(Option<&'static str>),
+    /// The same, of so many bytes.
+    Long(usize),
     /// What the first step got, marked as a replay.
     Replay,
     /// A problem.
@@ -66,6 +69,10 @@ fn first(status: u16, text: &'static str) -> Gets {
 
 fn whatever(status: u16) -> Gets {
     Gets::new(status, What::First(None))
+}
+
+fn long(status: u16, length: usize) -> Gets {
+    Gets::new(status, What::Long(length))
 }
 
 fn replay(status: u16) -> Gets {
@@ -142,6 +149,10 @@ impl Case {
                 What::First(text) => {
                     assert!(!answer.is_replay(), "{at}");
                     assert!(text.is_none_or(|text| answer.body == text), "{at}");
+                }
+                What::Long(length) => {
+                    assert!(!answer.is_replay(), "{}, request {}", self.name, number + 1);
+                    assert_eq!(answer.body.len(), length, "{}, request {}", self.name, number + 1);
                 }
                 What::Replay => {
                     assert!(answer.is_replay(), "{at}");
@@ -233,6 +244,17 @@ pub fn cases() -> Vec<Case> {
         Case::new("r2_a_first_execution_never_carries_the_marker", 1)
             .step(keyed().answered("marked"), first(201, "order 1").without("idempotency-status"))
             .step(keyed().answered("marked"), replay(201)),
+        Case::new("replay_never_engaged", 1)
+            .step(keyed_at("/a%2Fb?c=%20d"), first(201, "order 1"))
+            .step(keyed_at("/a%2Fb?c=%20d"), replay(201)),
+        Case::new("double_counts", 1)
+            .profile(P::Json)
+            .step(json(r#"{"amount":9007199254740993}"#), first(201, "order 1"))
+            .step(json(r#"{"amount":9007199254740993}"#), replay(201))
+            .step(json(r#"{"amount":9007199254740992}"#), problem(422, "key_reused")),
+        Case::new("oversize_empties", 1)
+            .step(keyed().answered("large"), long(201, LARGE))
+            .step(keyed().answered("large"), problem(409, "response_unavailable")),
         Case::new("oversize_reruns", 1)
             .step(keyed().answered("large"), whatever(201))
             .step(keyed().answered("large"), problem(409, "response_unavailable"))
@@ -279,6 +301,10 @@ pub fn cases() -> Vec<Case> {
 
 fn keyed_at(path: &'static str) -> Sent {
     Sent::new(Method::POST, path).key(b"$")
+}
+
+fn json(body: &'static str) -> Sent {
+    keyed().header("content-type", "application/json").body(body)
 }
 
 fn upgrading() -> Sent {

@@ -57,8 +57,10 @@ impl Sent {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(format!("/{case}{}", self.path))
-            .header("host", "shop.example")
-            .header("content-type", "text/plain");
+            .header("host", "shop.example");
+        if self.headers.iter().all(|(name, _)| *name != "content-type") {
+            request = request.header("content-type", "text/plain");
+        }
         for key in &self.keys {
             let parts: Vec<_> = key.split(|byte| *byte == b'$').collect();
             let key = parts.join(case.as_bytes());

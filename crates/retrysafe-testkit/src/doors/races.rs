@@ -1,18 +1,30 @@
 //! What takes more than one request at a time.
 
-use std::{net::SocketAddr, pin::Pin};
+use std::{net::SocketAddr, pin::Pin, time::Duration};
 
 use http::Method;
 use http_body_util::BodyExt as _;
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
-use super::{Answer, Case, Profile, Sent, Service};
+use super::{Answer, Case, Profile, Sent, Service, service::PATIENCE};
 
 /// How such a case comes out.
 pub(super) type Race = fn(Service, SocketAddr) -> Pin<Box<dyn Future<Output = ()>>>;
 
-pub(super) fn races() -> [Case; 4] {
+pub(super) fn races() -> [Case; 7] {
     [
+        Case::race("expired_answers_409", Profile::Brief, |service, address| {
+            Box::pin(expired_answers_409(service, address))
+        }),
+        Case::race("reader_guard_across_sleep", Profile::Waiting, |service, address| {
+            Box::pin(others_go_on("reader_guard_across_sleep", 1, service, address))
+        }),
+        Case::race("waiters_eat_pool", Profile::Waiting, |service, address| {
+            Box::pin(others_go_on("waiters_eat_pool", AT_ONCE, service, address))
+        }),
         Case::race("check_then_set", Profile::Standard, |service, address| {
             Box::pin(check_then_set(service, address))
         }),
@@ -71,6 +83,45 @@ async fn fifty_that_wait(service: Service, address: SocketAddr) {
     }
     assert_eq!(answers.iter().filter(|answer| !answer.is_replay()).count(), 1);
     assert_eq!(service.runs(case), 1);
+}
+
+/// Whoever waits holds nothing that others need, its owner among them.
+async fn others_go_on(case: &'static str, waiting: usize, service: Service, address: SocketAddr) {
+    let path = format!("/{case}");
+    let mut all = JoinSet::new();
+    for _ in 0..=waiting {
+        all.spawn(async move { order().send(case, address).await });
+    }
+    service.ran(&path).await;
+    let other = Sent::new(Method::POST, "/other").key(b"$-other");
+    for _ in 0..2 {
+        let answer = timeout(PATIENCE, other.send(case, address)).await.expect("it goes on");
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (201, &b"order 1"[..]));
+    }
+    service.open(&path);
+    for answer in timeout(PATIENCE, all.join_all()).await.expect("its owner goes on") {
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (201, &b"order 1"[..]));
+    }
+    assert_eq!(service.runs(case), 2);
+}
+
+/// A key whose record has expired is free.
+async fn expired_answers_409(service: Service, address: SocketAddr) {
+    let case = "expired_answers_409";
+    let order = Sent::new(Method::POST, "").key(b"$");
+    assert_eq!(order.send(case, address).await.body, "order 1");
+    let expired = async {
+        loop {
+            let answer = order.send(case, address).await;
+            assert_eq!(answer.status, 201, "{answer:?}");
+            if !answer.is_replay() {
+                return answer;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert_eq!(timeout(PATIENCE, expired).await.expect("it expires").body, "order 2");
+    assert_eq!(service.runs(case), 2);
 }
 
 /// A client that hangs up changes nothing: who comes back gets the answer of the one execution.

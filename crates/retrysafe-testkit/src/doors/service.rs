@@ -61,8 +61,11 @@ pub enum ServiceBody {
     Live(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
 }
 
+/// More bytes than are kept.
+pub(super) const LARGE: usize = 5 << 20;
+
 /// A test that hangs fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Body for ServiceBody {
     type Data = Bytes;
@@ -145,7 +148,7 @@ impl Service {
                 headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
                 headers.insert("idempotency-status", HeaderValue::from_static("bypassed"));
             }
-            "large" => *response.body_mut() = ServiceBody::Whole(vec![b'.'; 5 << 20].into()),
+            "large" => *response.body_mut() = ServiceBody::Whole(vec![b'.'; LARGE].into()),
             "events" => {
                 headers.insert("content-type", HeaderValue::from_static("text/event-stream"));
                 let (service, path) = (self.clone(), path.clone());
