@@ -5,6 +5,26 @@
 //! is taken. A route that names `methods` is for those methods only, and covers them; one that
 //! names none is for every method, and covers the default ones.
 
+/// What can be said in several places, each of which counts for more than the next.
+macro_rules! said_or_not {
+    ($of:ident: $($setting:ident),* $(,)?) => {
+        impl $of {
+            /// What is said here, and where nothing is said what `next` says.
+            pub(crate) fn or(self, next: Self) -> Self {
+                Self { $($setting: self.$setting.or(next.$setting)),* }
+            }
+
+            /// Whether the setting of this name is said here.
+            pub(crate) fn says(&self, name: &str) -> bool {
+                match name {
+                    $(stringify!($setting) => self.$setting.is_some(),)*
+                    _ => false,
+                }
+            }
+        }
+    };
+}
+
 mod file;
 mod pattern;
 mod process;
@@ -118,23 +138,38 @@ impl ProxyConfig {
     ///
     /// If a value can't be used or a needed one is missing.
     pub(crate) fn resolve(flags: ProxyFlags, house: ProxyFlags) -> Result<Self, ConfigError> {
+        let path = flags.config.as_deref().unwrap_or("".as_ref()).display().to_string();
+        let at = |line: usize, problem: &str| ConfigError(format!("{path}:{line}: {problem}"));
         let file = flags.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let said = (flags.process.clone(), flags.default.clone());
+        let by_a_flag = |key: &str| said.0.says(key) || said.1.says(key);
+        let of_the_file = |problem: String| match file.lines.of(&problem, by_a_flag) {
+            Some(line) => at(line, &problem),
+            None => ConfigError(problem),
+        };
         let process = flags.process.or(file.process).or(house.process);
         let defaults = flags.default.or(file.default).or(house.default);
 
-        let max_waiters = at_least_one("max_waiters", process.max_waiters)?;
+        let max_in_flight =
+            at_least_one("max_in_flight", process.max_in_flight).map_err(of_the_file)?;
+        let max_waiters = at_least_one("max_waiters", process.max_waiters).map_err(of_the_file)?;
+        // Before the routes: what is wrong for all is wrong in its own line, and not in theirs.
+        let default = defaults
+            .clone()
+            .resolve("default", max_waiters)
+            .map_err(|problem| of_the_file(problem.to_string()))?;
         let mut routes = Vec::with_capacity(file.routes.len());
         for route in file.routes {
             let methods = route.overrides.methods().map(<[Method]>::to_vec);
             let overrides = route.overrides.or(defaults.clone());
             let settings =
                 overrides.resolve(route.path.as_str(), max_waiters).map_err(|problem| {
-                    let file = flags.config.as_deref().unwrap_or("".as_ref()).display();
-                    ConfigError(format!("{file}:{}: {problem}", route.lines.of(problem.setting())))
+                    let problem = problem.to_string();
+                    let line = route.lines.of(&problem, |_| false).unwrap_or(route.lines.table);
+                    at(line, &problem)
                 })?;
             routes.push(Route { pattern: route.path, methods, settings });
         }
-        let default = defaults.resolve("default", max_waiters)?;
 
         let upstream = process.upstream.ok_or_else(|| {
             ConfigError::new(
@@ -156,7 +191,7 @@ impl ProxyConfig {
                 idle: ProcessOverrides::span(process.upstream_idle, 4),
             },
             store_url: process.store.unwrap_or_else(|| "sqlite:retrysafe.db".to_owned()),
-            max_in_flight: at_least_one("max_in_flight", process.max_in_flight)?,
+            max_in_flight,
             sweep: process.sweep.unwrap_or(Sweep(Some(Duration::from_secs(60)))).0,
             drain: ProcessOverrides::span(process.drain, 30),
             log_format: process.log_format.unwrap_or_default(),
@@ -166,9 +201,9 @@ impl ProxyConfig {
     }
 }
 
-fn at_least_one(setting: &str, said: Option<usize>) -> Result<usize, ConfigError> {
+fn at_least_one(setting: &str, said: Option<usize>) -> Result<usize, String> {
     match said.unwrap_or(1_024) {
-        0 => Err(ConfigError(format!("{setting}: must be at least 1"))),
+        0 => Err(format!("{setting}: must be at least 1")),
         count => Ok(count),
     }
 }

@@ -80,7 +80,13 @@ pub(crate) async fn run(flags: DemoFlags) -> Result<(), Failure> {
     let config = ProxyConfig::resolve(proxy_flags, defaults())?;
 
     let beside = beside(&config.store_url);
-    let orders = Arc::new(Orders::open(&beside, flags.payment.0)?);
+    let orders = Orders::open(&beside, flags.payment.0).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => Failure::Run(format!(
+            "{error}; choose another store, and another address if it listens there: {OWN}, or make demo ARGS=\"{OWN}\""
+        )),
+        _ => error.into(),
+    })?;
+    let orders = Arc::new(orders);
     let answer = move |request| orders::answer(orders.clone(), request);
     tokio::spawn(service.serve(answer, Running::default(), CancellationToken::new()));
 
@@ -97,6 +103,8 @@ pub(crate) async fn run(flags: DemoFlags) -> Result<(), Failure> {
 
 /// An address that is likely to be free.
 const ANOTHER: &str = "127.0.0.1:4000";
+/// What a demo beside another is started with.
+const OWN: &str = "--store sqlite:another.db --listen 127.0.0.1:4000";
 
 /// The start of the names of the demo's own files: next to the store.
 fn beside(store_url: &str) -> PathBuf {

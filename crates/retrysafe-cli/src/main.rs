@@ -12,6 +12,7 @@ mod signals;
 mod store;
 
 use std::{
+    env,
     error::Error,
     io::{self, Write as _},
     process::ExitCode,
@@ -112,15 +113,15 @@ fn run(command: Command) -> Result<(), Failure> {
     let ended = match command {
         Command::Proxy(flags) => {
             let config = ProxyConfig::resolve(*flags, ProxyFlags::default())?;
-            start_log(config.log_format, PROXY_LOG);
+            start_log(config.log_format, PROXY_LOG)?;
             runtime.block_on(async { proxy::run(config, signals::stop_token()?, |_, _| ()).await })
         }
         Command::Demo(flags) => {
-            start_log(LogFormat::Text, PROXY_LOG);
+            start_log(LogFormat::Text, PROXY_LOG)?;
             runtime.block_on(demo::run(*flags))
         }
         Command::Keys(flags) => {
-            start_log(LogFormat::Text, KEYS_LOG);
+            start_log(LogFormat::Text, KEYS_LOG)?;
             runtime.block_on(keys::run(flags))
         }
         Command::Schema(flags) => store::schema(&flags.store).map(|text| say(text.trim_end())),
@@ -140,14 +141,19 @@ const PROXY_LOG: &str = "info,retrysafe::audit=warn,sqlx::postgres::notice=warn"
 const KEYS_LOG: &str = "warn,retrysafe::audit=info";
 
 /// Logs go to standard error, as `RUST_LOG` says.
-fn start_log(format: LogFormat, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+fn start_log(format: LogFormat, default: &str) -> Result<(), ConfigError> {
+    let said = env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    let filter = if said.is_empty() { default } else { &said };
+    let filter = EnvFilter::builder().parse(filter).map_err(|problem| {
+        ConfigError::new(format!("RUST_LOG: `{filter}` says no levels: {problem}"))
+    })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let log = log.with_timer(SystemTime).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    Ok(())
 }
 
 /// Writes a line to standard output. Whoever closed it does not want it.

@@ -14,7 +14,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header::ALLOW};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{ALLOW, HOST},
+};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -149,6 +152,11 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return refuse_connect().map(Either::Right);
         }
+        if !names_one_host(&request) {
+            let mut response = Response::new(whole(Bytes::new()));
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            return response.map(Either::Right);
+        }
         let (method, path) = (request.method(), request.uri().path());
         let endpoint = self
             .0
@@ -235,6 +243,14 @@ fn refuse_connect() -> Response<ServiceBody> {
         .headers_mut()
         .insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
     response
+}
+
+/// RFC 9112, section 3.2: of two hosts one would be read here, and the other by the service.
+fn names_one_host<B>(request: &Request<B>) -> bool {
+    match request.headers().get_all(HOST).iter().count() {
+        0 => request.version() != Version::HTTP_11,
+        lines => lines == 1,
+    }
 }
 
 fn whole(bytes: Bytes) -> ServiceBody {

@@ -1,6 +1,6 @@
 //! The TOML file. An unknown key or a bad value is named with its line.
 
-use std::{fs, ops::Range, path::Path};
+use std::{borrow::Cow, fs, ops::Range, path::Path};
 
 use serde::Deserialize;
 use toml::{
@@ -15,6 +15,8 @@ use super::{ConfigError, pattern::Pattern, process::ProcessOverrides, settings::
 pub(crate) struct File {
     pub(crate) process: ProcessOverrides,
     pub(crate) default: Overrides,
+    /// Where it says what of these two.
+    pub(crate) lines: Lines,
     pub(crate) routes: Vec<RouteTable>,
 }
 
@@ -28,17 +30,27 @@ pub(crate) struct RouteTable {
 }
 
 /// The lines of a table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Lines {
-    table: usize,
+    /// Where the table begins.
+    pub(crate) table: usize,
     keys: Vec<(String, usize)>,
 }
 
 impl Lines {
-    /// The line of a key, or the one where the table begins if the key is not in it.
-    pub(crate) fn of(&self, key: &str) -> usize {
-        let found = self.keys.iter().find(|(name, _)| name == key);
-        found.map_or(self.table, |(_, line)| *line)
+    /// The line of the key that a problem is about: of the setting that it begins with, or else of
+    /// another that it names, such as the lease that a retention is too short for. Keys that were
+    /// said `elsewhere`, where that counts for more, are not meant.
+    pub(crate) fn of(&self, problem: &str, elsewhere: impl Fn(&str) -> bool) -> Option<usize> {
+        let mut words = problem.split(|it: char| it != '_' && !it.is_ascii_alphanumeric());
+        words.find_map(|word| {
+            let (name, line) = self.keys.iter().find(|(name, _)| name == word)?;
+            (!elsewhere(name)).then_some(*line)
+        })
+    }
+
+    fn add(&mut self, text: &str, key: &Spanned<Cow<'_, str>>) {
+        self.keys.push((key.get_ref().to_string(), line_of(text, key.span().start)));
     }
 }
 
@@ -73,7 +85,9 @@ impl File {
         let document = DeTable::parse(text).map_err(|error| fault(&error))?;
         let (everything, mut default) = (document.span(), DeTable::new());
         let (mut process, mut routes) = (DeTable::new(), None);
+        let mut lines = Lines::default();
         for (key, value) in document.into_inner() {
+            lines.add(text, &key);
             match key.get_ref().as_ref() {
                 "route" => routes = Some(value),
                 name if ProcessOverrides::KEYS.contains(&name) => {
@@ -88,6 +102,7 @@ impl File {
             process: read(process, everything.clone()).map_err(|error| fault(&error))?,
             default: read(default, everything)
                 .map_err(|error| fault(&error).with_process_keys())?,
+            lines,
             routes: routes.map_or(Ok(Vec::new()), |routes| read_routes(text, routes))?,
         })
     }
@@ -109,9 +124,9 @@ fn read_routes(text: &str, routes: Spanned<DeValue<'_>>) -> Result<Vec<RouteTabl
             return Err(at(&span, "routes are written as [[route]] tables"));
         };
         let (mut head, mut overrides) = (DeTable::new(), DeTable::new());
-        let mut keys = Vec::new();
+        let mut lines = Lines { table: line_of(text, span.start), keys: Vec::new() };
         for (key, value) in table {
-            keys.push((key.get_ref().to_string(), line_of(text, key.span().start)));
+            lines.add(text, &key);
             match key.get_ref().as_ref() {
                 "path" => head.insert(key, value),
                 name if ProcessOverrides::KEYS.contains(&name) => {
@@ -131,7 +146,7 @@ fn read_routes(text: &str, routes: Spanned<DeValue<'_>>) -> Result<Vec<RouteTabl
                 .map_err(|error| Fault::new(text, &error))?
                 .path,
             overrides: read(overrides, span.clone()).map_err(|error| Fault::new(text, &error))?,
-            lines: Lines { table: line_of(text, span.start), keys },
+            lines,
         });
     }
     Ok(read_tables)

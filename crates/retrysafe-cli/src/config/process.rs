@@ -62,6 +62,21 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+said_or_not! { ProcessOverrides:
+    listen,
+    admin,
+    upstream,
+    upstream_h2c,
+    connect_timeout,
+    upstream_idle,
+    store,
+    max_in_flight,
+    max_waiters,
+    sweep,
+    drain,
+    log_format,
+}
+
 impl ProcessOverrides {
     /// The keys of the file that are read here.
     pub(crate) const KEYS: [&'static str; 12] = [
@@ -78,27 +93,6 @@ impl ProcessOverrides {
         "drain",
         "log_format",
     ];
-
-    /// What is said here, and where nothing is said what `next` says.
-    pub(crate) fn or(self, next: Self) -> Self {
-        macro_rules! first {
-            ($($setting:ident),* $(,)?) => { Self { $($setting: self.$setting.or(next.$setting)),* } };
-        }
-        first!(
-            listen,
-            admin,
-            upstream,
-            upstream_h2c,
-            connect_timeout,
-            upstream_idle,
-            store,
-            max_in_flight,
-            max_waiters,
-            sweep,
-            drain,
-            log_format,
-        )
-    }
 
     /// A duration that was said, or the default.
     pub(crate) fn span(said: Option<Span>, default_seconds: u64) -> Duration {

@@ -50,7 +50,7 @@ pub(crate) struct Overrides {
     /// Refuse requests without a key
     #[arg(long, env = "RETRYSAFE_REQUIRE_KEY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
     require_key: Option<bool>,
-    /// Which methods are covered [default: POST,PATCH]
+    /// Which methods are covered, or all-unsafe [default: POST,PATCH]
     #[arg(long, env = "RETRYSAFE_METHODS", value_name = "LIST")]
     methods: Option<Methods>,
     /// What tells a retry from a reuse of the key: raw (default), json, json-without:/A,/B, form,
@@ -168,45 +168,39 @@ pub(crate) struct RouteSettings {
     pub(crate) upstream_timeout: Duration,
 }
 
-impl Overrides {
-    /// What is said here, and where nothing is said what `next` says.
-    pub(crate) fn or(self, next: Self) -> Self {
-        macro_rules! first {
-            ($($setting:ident),* $(,)?) => { Self { $($setting: self.$setting.or(next.$setting)),* } };
-        }
-        first!(
-            protect,
-            scope,
-            namespace,
-            key_from,
-            key_header,
-            key_parsing,
-            key_format,
-            max_key_length,
-            require_key,
-            methods,
-            fingerprint,
-            fingerprint_headers,
-            on_in_flight,
-            on_unknown_outcome,
-            on_store_failure,
-            outcomes,
-            lease,
-            max_execution,
-            retention,
-            inline_body,
-            max_kept_body,
-            store_deadline,
-            upstream_timeout,
-            replay_header,
-            keep_headers,
-            drop_headers,
-            problem_base,
-            key_reused_status,
-            in_progress_status,
-        )
-    }
+said_or_not! { Overrides:
+    protect,
+    scope,
+    namespace,
+    key_from,
+    key_header,
+    key_parsing,
+    key_format,
+    max_key_length,
+    require_key,
+    methods,
+    fingerprint,
+    fingerprint_headers,
+    on_in_flight,
+    on_unknown_outcome,
+    on_store_failure,
+    outcomes,
+    lease,
+    max_execution,
+    retention,
+    inline_body,
+    max_kept_body,
+    store_deadline,
+    upstream_timeout,
+    replay_header,
+    keep_headers,
+    drop_headers,
+    problem_base,
+    key_reused_status,
+    in_progress_status,
+}
 
+impl Overrides {
     /// The methods that were named here.
     pub(crate) fn methods(&self) -> Option<&[Method]> {
         self.methods.as_ref().map(|methods| methods.0.as_slice())

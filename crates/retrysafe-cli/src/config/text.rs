@@ -133,7 +133,8 @@ impl FromStr for Size {
     }
 }
 
-/// Methods, separated by commas; `all-unsafe` stands for POST, PATCH, PUT and DELETE (K5).
+/// Methods, separated by commas; `all-unsafe`, or `all_unsafe`, stands for POST, PATCH, PUT and
+/// DELETE (K5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Methods(pub(crate) Vec<Method>);
 
@@ -141,14 +142,18 @@ impl FromStr for Methods {
     type Err = BadText;
 
     fn from_str(text: &str) -> Result<Self, BadText> {
-        if text == "all-unsafe" {
-            return Ok(Self(vec![Method::POST, Method::PATCH, Method::PUT, Method::DELETE]));
-        }
         let mut methods = Vec::new();
         for name in items(text) {
-            // K7: CONNECT has no request to protect.
-            let method = Method::from_bytes(name.to_ascii_uppercase().as_bytes())
+            let method = name.to_ascii_uppercase();
+            if method == "ALL-UNSAFE" || method == "ALL_UNSAFE" {
+                methods.extend([Method::POST, Method::PATCH, Method::PUT, Method::DELETE]);
+                continue;
+            }
+            // HTTP would take `*` or `POST|PATCH` for a method, too. No request would ever have it,
+            // and all would run unprotected. K7: CONNECT has no request to protect.
+            let method = Method::from_bytes(method.as_bytes())
                 .ok()
+                .filter(|_| method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-'))
                 .filter(|method| method != Method::CONNECT)
                 .ok_or_else(|| BadText(format!("`{name}` is not a method that can be covered")))?;
             methods.push(method);
@@ -418,9 +423,13 @@ impl FromStr for ProblemBase {
     type Err = BadText;
 
     fn from_str(text: &str) -> Result<Self, BadText> {
-        text.parse::<Uri>()
-            .map(|_| Self(text.to_owned()))
-            .map_err(|_| BadText(format!("`{text}` is not a URI")))
+        // RFC 3986. Not `http::Uri`, which knows no `urn:`, although PROTOCOL's own base is one.
+        let is_legal =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+        match !text.is_empty() && text.bytes().all(is_legal) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(BadText(format!("`{text}` is not a URI"))),
+        }
     }
 }
 
@@ -449,6 +458,10 @@ mod tests {
         assert!("".parse::<Methods>().is_err());
         assert!("CONNECT".parse::<Methods>().is_err());
         assert_eq!("post, patch".parse::<Methods>().unwrap().0, [Method::POST, Method::PATCH]);
+        let all = [Method::POST, Method::PATCH, Method::PUT, Method::DELETE];
+        for said in ["all-unsafe", "all_unsafe", "ALL-UNSAFE"] {
+            assert_eq!(said.parse::<Methods>().unwrap().0, all, "{said}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! not.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
@@ -16,7 +16,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal, or makes one, and reads what is in it.
+    /// Opens a journal, or makes one, and reads what is in it. It is one process's: each would write
+    /// over what the other appends, and charge what the other has charged.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Vec<Value>)> {
         let named = |error: io::Error| {
             io::Error::new(error.kind(), format!("{} can't be used: {error}", path.display()))
@@ -28,15 +29,25 @@ impl Journal {
             .truncate(false)
             .open(path)
             .map_err(named)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("another demo writes to {}", path.display()),
+            ),
+            TryLockError::Error(error) => named(error),
+        })?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(named)?;
         let (mut lines, mut end) = (Vec::new(), 0);
         for line in text.split_inclusive(|byte| *byte == b'\n') {
-            match line.strip_suffix(b"\n").map(serde_json::from_slice) {
-                Some(Ok(value)) => lines.push(value),
+            let Some(whole) = line.strip_suffix(b"\n") else {
                 // Cut by a kill: it was never acknowledged.
-                _ => break,
-            }
+                if line.starts_with(b"{") {
+                    break;
+                }
+                return Err(named(foreign()));
+            };
+            lines.push(serde_json::from_slice(whole).map_err(|_| named(foreign()))?);
             end += line.len();
         }
         file.set_len(end as u64).map_err(named)?;
@@ -49,6 +60,11 @@ impl Journal {
         self.file.write_all(format!("{line}\n").as_bytes())?;
         self.file.sync_data()
     }
+}
+
+/// Somebody else's, or damaged: it stays as it is.
+fn foreign() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is no journal of a demo; choose another store")
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The service behind the proxy: it knows nothing of retrysafe but the `Idempotency-Key`, which it
-//! hands to its card processor.
+//! The service behind the proxy. Of every request it knows the `Idempotency-Key` and who sends it, and
+//! what it makes of the two is the key that it hands to its card processor.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use retrysafe::{Entropy as _, SystemEntropy};
+use retrysafe::{Entropy as _, KeyRules, OperationId, Scope, SystemEntropy};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -54,9 +54,7 @@ impl Orders {
         self.book().write(json!({ "event": "execution" }))?;
 
         // Each attempt of an order names the same charge, so the processor charges once.
-        let key = headers
-            .get("idempotency-key")
-            .map_or_else(|| fresh("keyless"), |key| format!("{key:?}/charge"));
+        let key = charge_key(headers).unwrap_or_else(|| fresh("keyless"));
         let charge = self.processor.charge(&key, amount).await?;
 
         let order_id = fresh("ord");
@@ -207,6 +205,17 @@ where
             &json!({ "error": "POST /orders, GET /orders/ID or GET /orders/count" }),
         ),
     }
+}
+
+/// What an order's charge is called. A key is its caller's own, and so is the charge: another's order
+/// under the same key is another order (`cross_tenant_replay`).
+fn charge_key(headers: &HeaderMap) -> Option<String> {
+    let key = KeyRules::default().read(headers, || Duration::ZERO).ok()??;
+    let caller = match headers.get(header::AUTHORIZATION) {
+        Some(credentials) => Scope::digest_of(credentials),
+        None => Scope::shared(),
+    };
+    Some(OperationId::new("orders", &caller, &key).derive_key("charge"))
 }
 
 async fn read<B>(body: B) -> Result<Value, Fault>

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-        UPGRADE, VIA,
+        CONNECTION, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
 };
@@ -35,6 +35,10 @@ pub(crate) fn request(parts: &mut request::Parts) -> Option<HeaderValue> {
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {
         map.insert(HOST, host);
+    }
+    // HTTP/2 may split cookies over lines; HTTP/1.1 has one (RFC 9113, section 8.2.3).
+    if parts.version == Version::HTTP_2 && map.get_all(COOKIE).iter().nth(1).is_some() {
+        join(map, COOKIE, b"; ", None);
     }
     strip_hop_by_hop(map);
     // The server has asked the client for the body already.
@@ -160,13 +164,14 @@ fn has_token(map: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
 
 /// Adds to a list in one line, after what is there.
 fn append_to_list(map: &mut HeaderMap, name: HeaderName, item: &str) {
-    let mut list = Vec::new();
-    for value in map.get_all(&name) {
-        list.extend_from_slice(value.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(item.as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
+    join(map, name, b", ", Some(item));
+}
+
+/// Makes one line of all, and of an item more.
+fn join(map: &mut HeaderMap, name: HeaderName, separator: &[u8], item: Option<&str>) {
+    let values = map.get_all(&name).iter().map(HeaderValue::as_bytes);
+    let joined = values.chain(item.map(str::as_bytes)).collect::<Vec<_>>().join(separator);
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
         map.insert(name, value);
     }
 }

@@ -42,6 +42,36 @@ fn e2_a_retention_that_is_too_short_names_its_line() {
 }
 
 #[test]
+fn what_does_not_fit_at_the_top_of_the_file_names_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = |lines: &str, flags: &[&str]| {
+        // A route takes all of it over, and is not to blame.
+        let route = "[[route]]\npath = \"/orders\"\n";
+        let path =
+            file(folder.path(), &format!("upstream = \"http://127.0.0.1:1\"\n{lines}\n{route}"));
+        (ends(retrysafe().args(["proxy", "--config", &path]).args(flags)), path)
+    };
+    for (lines, line, setting) in [
+        ("retention = \"1m\"", 2, "retention"),
+        ("max_key_length = 0", 2, "max_key_length"),
+        ("max_in_flight = 0", 2, "max_in_flight"),
+        ("max_waiters = 0", 2, "max_waiters"),
+        ("upstream_timeout = \"0s\"", 2, "upstream_timeout"),
+        ("methods = [\"GET\"]", 2, "methods"),
+        // What the retention is too short for.
+        ("drain = \"1s\"\nmax_execution = \"48h\"", 3, "retention"),
+    ] {
+        let ((code, error), path) = ended(lines, &[]);
+        assert_eq!(code, 2, "{lines}: {error}");
+        assert!(error.starts_with(&format!("error: {path}:{line}: {setting}: ")), "{error}");
+    }
+    // The file is right, and the flag is wrong.
+    let ((code, error), _) = ended("retention = \"48h\"", &["--retention", "1m"]);
+    assert_eq!(code, 2);
+    assert!(error.starts_with("error: retention: "), "{error}");
+}
+
+#[test]
 fn the_statements_for_a_table_are_printed() {
     let schema = |url: &str| {
         let output = retrysafe().args(["schema", "--store", url]).output().unwrap();
@@ -65,6 +95,18 @@ fn the_statements_for_a_table_are_printed() {
 }
 
 #[test]
+fn levels_of_the_log_that_can_not_be_read_exit_2() {
+    let (code, error) = ends(retrysafe().env("RUST_LOG", "info,store=loud").args([
+        "keys",
+        "list",
+        "--store",
+        "sqlite:none.db",
+    ]));
+    assert_eq!(code, 2);
+    assert!(error.starts_with("error: RUST_LOG: `info,store=loud`"), "{error}");
+}
+
+#[test]
 fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
     for arguments in [
         &["proxy"][..],
@@ -74,12 +116,18 @@ fn what_is_missing_or_wrong_on_the_command_line_exits_2() {
         &["proxy", "--upstream", "http://127.0.0.1:1", "--listen", "nowhere"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--lease", "30"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--methods", ""],
+        // Nothing would be protected.
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--methods", "*"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--methods", "POST|PATCH"],
+        &["proxy", "--upstream", "http://127.0.0.1:1", "--problem-base", "not a URI"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--max-in-flight", "0"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--config", "/does/not/exist.toml"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--store", "mongodb://127.0.0.1"],
         &["proxy", "--upstream", "http://127.0.0.1:1", "--store", "redis://127.0.0.1,127.0.0.2"],
         &["demo", "--upstream", "http://127.0.0.1:1"],
         &["keys", "list", "--store", "memory:"],
+        // Did it happen or not?
+        &["keys", "resolve", "idem_0000000000000000", "--did-not-happen", "--status", "201"],
     ] {
         let (code, error) = ends(retrysafe().args(arguments));
         assert_eq!(code, 2, "{arguments:?}: {error}");

@@ -1,6 +1,6 @@
 //! The demo, which is the whole of it: proxy, layer, store and a service, over real sockets.
 
-use std::{net::SocketAddr, path::Path, thread};
+use std::{fs, net::SocketAddr, path::Path, thread};
 
 use crate::support::{Connection, Running, ends, exchange, get, header, post, retrysafe, status};
 
@@ -55,6 +55,58 @@ fn first_retry_and_changed_body() {
     assert_eq!(status(&changed), 422);
     assert!(changed.contains("\"code\":\"key_reused\""), "{changed}");
     assert_eq!(count(demo.address), [1, 1, 1]);
+}
+
+#[test]
+fn cross_tenant_replay() {
+    // The lesson: keys were not bound to the caller. Neither may what is made of them.
+    let folder = tempfile::tempdir().unwrap();
+    let demo = demo(folder.path(), &["--payment", "1ms"]);
+    for (caller, amount) in [("alice", 1250), ("bob", 9900)] {
+        let headers = format!("Idempotency-Key: k-1\r\nAuthorization: Bearer {caller}\r\n");
+        let body = format!("{{\"item\": \"book\", \"amount\": {amount}}}");
+        assert_eq!(status(&exchange(demo.address, &post("/orders", &headers, &body))), 201);
+    }
+    assert_eq!(count(demo.address), [2, 2, 2]);
+}
+
+#[test]
+fn quoted_key_differs() {
+    // The lesson: `"k"` and `k` were two keys. Nothing is protected here, so both orders run.
+    let folder = tempfile::tempdir().unwrap();
+    let demo = demo(folder.path(), &["--payment", "1ms", "--protect=false"]);
+    for key in ["k-1", "\"k-1\""] {
+        assert_eq!(status(&order(demo.address, key, 1250)), 201);
+    }
+    assert_eq!(count(demo.address), [2, 2, 1]);
+}
+
+#[test]
+fn two_demos_do_not_write_into_one_book() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = demo(folder.path(), &["--payment", "1ms"]);
+    let mut second = retrysafe();
+    second.args(["demo", "--listen", "127.0.0.1:0", "--store", "sqlite:demo.db"]);
+    let (code, error) = ends(second.current_dir(&folder));
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    assert!(error.starts_with("error: another demo writes to demo.db.orders.jsonl; "), "{error}");
+    assert_eq!(status(&order(first.address, "k-1", 1250)), 201);
+    assert_eq!(count(first.address), [1, 1, 1]);
+}
+
+#[test]
+fn a_file_of_somebody_else_beside_the_store_stays_as_it_is() {
+    for notes in ["what I must not forget\n", "{}\nwithout an end"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("demo.db.orders.jsonl");
+        fs::write(&path, notes).unwrap();
+        let mut demo = retrysafe();
+        demo.args(["demo", "--listen", "127.0.0.1:0", "--store", "sqlite:demo.db"]);
+        let (code, error) = ends(demo.current_dir(&folder));
+        assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+        assert!(error.starts_with("error: demo.db.orders.jsonl can't be used: "), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), notes);
+    }
 }
 
 #[test]

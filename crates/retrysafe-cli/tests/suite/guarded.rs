@@ -56,6 +56,30 @@ fn e3_the_service_is_told_of_the_attempt() {
 }
 
 #[test]
+fn k5_all_unsafe_covers_put_and_delete() {
+    // As PROTOCOL writes it and as flags are written: it was once taken for a method of that name.
+    for all in ["all_unsafe", "all-unsafe"] {
+        let proxy = Running::proxy(Service::listen().always(OK), &["--methods", all]);
+        for method in ["PUT", "DELETE"] {
+            let request = post("/orders/7", &format!("Idempotency-Key: {method}\r\n"), "{}");
+            let request = request.replacen("POST", method, 1);
+            assert_eq!(header(&exchange(proxy.address, &request), "idempotent-replayed"), None);
+            let retry = exchange(proxy.address, &request);
+            assert_eq!(header(&retry, "idempotent-replayed").unwrap(), "true", "{all}: {method}");
+        }
+    }
+}
+
+#[test]
+fn the_type_of_a_problem_begins_as_one_says() {
+    for base in ["urn:acme:problem:", "https://acme.example/problems/"] {
+        let proxy = Running::proxy(nowhere(), &["--require-key", "--problem-base", base]);
+        let refused = exchange(proxy.address, &post("/orders", "", "{}"));
+        assert!(refused.contains(&format!("\"type\":\"{base}missing_key\"")), "{refused}");
+    }
+}
+
+#[test]
 fn a_service_that_could_not_be_connected_to_frees_the_key() {
     let folder = tempfile::tempdir().unwrap();
     let store = format!("sqlite:{}", folder.path().join("records.db").display());

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use crate::support::{Running, exchange, header, post, retrysafe, status};
+use crate::support::{OK, Running, Service, exchange, header, post, retrysafe, status};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version, header::HOST};
 use http_body_util::{BodyExt as _, Full};
@@ -158,6 +158,25 @@ fn upload(proxy: &Running, body: Vec<u8>) -> Request<Full<Bytes>> {
         .header("idempotency-key", "k-1")
         .body(Full::new(body.into()))
         .unwrap()
+}
+
+#[tokio::test]
+async fn cookies_that_http_2_splits_are_one_line_behind() {
+    let service = Service::listen();
+    let proxy = proxy(format!("http://{}", service.address), &[], None).await;
+    let served = tokio::task::spawn_blocking(move || {
+        let mut connection = service.accept();
+        let request = connection.request().unwrap();
+        connection.send(OK);
+        request
+    });
+    let request = Request::post(format!("http://{}/orders", proxy.address));
+    let request = request.header("cookie", "a=b; c=d").header("cookie", "session=1");
+    let response = h2_client().request(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let request = served.await.unwrap();
+    let cookies: Vec<_> = request.lines().filter(|line| line.starts_with("cookie: ")).collect();
+    assert_eq!(cookies, ["cookie: a=b; c=d; session=1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

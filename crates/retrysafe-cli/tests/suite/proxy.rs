@@ -148,6 +148,23 @@ fn an_upload_that_breaks_off_is_not_finished_for_the_client() {
 }
 
 #[test]
+fn a_request_names_one_host() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[]);
+    for hosts in ["", "Host: shop.example\r\nHost: other.example\r\n"] {
+        let request = format!("POST / HTTP/1.1\r\n{hosts}Content-Length: 0\r\n\r\n");
+        assert_eq!(status(&exchange(proxy.address, &request)), 400, "{hosts}");
+    }
+    assert!(!service.was_connected_to());
+    // HTTP/1.0 knows no hosts.
+    let client = thread::spawn(move || exchange(proxy.address, "GET / HTTP/1.0\r\n\r\n"));
+    let mut connection = service.accept();
+    connection.request().unwrap();
+    connection.send(OK);
+    assert_eq!(status(&client.join().unwrap()), 200);
+}
+
+#[test]
 fn connect_is_refused() {
     let service = Service::listen();
     let proxy = open_proxy(&service, &[]);
