@@ -9,7 +9,10 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -73,7 +76,7 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
 
     // All of them before the first is imported: a file that can't be read imports nothing.
     let lines = read_lines(&arguments.file).map_err(|error| file(&arguments.file, &error))?;
-    let out = Out::open(&arguments.out).map_err(|error| file(&arguments.out, &error))?;
+    let out = Out::open(&arguments.out, &lines).map_err(|error| file(&arguments.out, &error))?;
     let target = arguments.out.canonicalize().map_err(|error| file(&arguments.out, &error))?;
 
     let opened = match retrysafe_stores::open(&arguments.store).await {
@@ -92,6 +95,8 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
 
     let bar = progress_bar(lines.len());
     let (shown, append, look) = (bar.clone(), out.clone(), out.clone());
+    let already = Arc::new(AtomicUsize::new(0));
+    let found = already.clone();
     let ids: Vec<_> = lines.iter().map(|line| line.id.clone()).collect();
     let report = once
         .run_each(
@@ -101,8 +106,15 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
             lines,
             |line| line.id.clone(),
             move |line, _| {
-                let out = append.clone();
-                async move { out.append(&line).await }
+                let (out, found) = (append.clone(), found.clone());
+                async move {
+                    // With a new store, or under another name, --out is all that knows of it.
+                    if out.has(&line.id) {
+                        found.fetch_add(1, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                    out.append(&line).await
+                }
             },
         )
         .concurrency(arguments.concurrency)
@@ -135,11 +147,12 @@ async fn run(arguments: Arguments) -> Result<(), (u8, String)> {
         eprintln!("batch-import: {id}: {error}");
     }
     let missing = report.failed + gone.len();
+    let already = already.load(Ordering::Relaxed);
     println!(
         "{} lines: {} imported, {} imported before, {} failed",
         report.items.len(),
-        report.executed,
-        report.replayed - gone.len(),
+        report.executed - already,
+        report.replayed + already - gone.len(),
         missing
     );
     match missing {
@@ -156,11 +169,26 @@ struct Line {
     cents: i64,
 }
 
+const COLUMNS: [&str; 3] = ["id", "customer", "cents"];
+
 fn read_lines(path: &Path) -> Result<Vec<Line>, csv::Error> {
     let mut reader = csv::Reader::from_path(path)?;
-    // A file whose first line can't be read would pass for one without lines.
-    reader.headers()?;
+    // A file whose first line can't be read, or is a line to import, would pass for one without lines.
+    let names = reader.headers()?;
+    if let Some(missing) = COLUMNS.iter().find(|column| !names.iter().any(|name| name == **column))
+    {
+        let columns = COLUMNS.join(",");
+        let problem = format!("its first line has no `{missing}`: it has to be {columns}");
+        return Err(io::Error::other(problem).into());
+    }
     reader.into_deserialize().collect()
+}
+
+/// As it is appended to `--out`.
+fn text_of(line: &Line) -> Result<Vec<u8>, csv::Error> {
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    writer.serialize(line)?;
+    Ok(writer.into_inner().map_err(|error| error.into_error())?)
 }
 
 fn progress_bar(lines: usize) -> ProgressBar {
@@ -195,26 +223,30 @@ impl Display for NotWritten {
 impl std::error::Error for NotWritten {}
 
 impl Out {
-    fn open(path: &Path) -> io::Result<Self> {
+    /// What is appended to for `lines`. Changed only if all of it was written by an import.
+    fn open(path: &Path, lines: &[Line]) -> Result<Self, csv::Error> {
         let mut file = File::options().read(true).append(true).create(true).open(path)?;
         // Two imports at once would not see each other's lines.
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another import is writing to it"));
+                return Err(io::Error::other("another import is writing to it").into());
             }
-            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
         let mut text = Vec::new();
         file.read_to_end(&mut text)?;
-        // A process that was killed, or a disk that was full, may have left half a line.
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64)?;
-        let mut ids = HashSet::new();
-        let mut reader = csv::ReaderBuilder::new();
-        for line in reader.has_headers(false).from_reader(&text[..whole]).deserialize() {
-            let Line { id, .. } = line?;
-            ids.insert(id);
+        let (ids, whole) = imported(&text);
+        // A process that was killed, or a disk that was full, may have left a part of a line.
+        let part = &text[whole..];
+        if !part.is_empty() {
+            let texts = lines.iter().map(text_of).collect::<Result<Vec<_>, _>>()?;
+            if !texts.iter().any(|text| text.starts_with(part)) {
+                let place = text[..whole].iter().filter(|byte| **byte == b'\n').count() + 1;
+                let problem = format!("what begins in line {place} is no line of the import");
+                return Err(io::Error::other(problem).into());
+            }
+            file.set_len(whole as u64)?;
         }
         let (appends, queue) = mpsc::channel(256);
         let ids = Arc::new(Mutex::new(ids));
@@ -225,9 +257,7 @@ impl Out {
 
     /// Appends a line. It is on the disk when this is over.
     async fn append(&self, line: &Line) -> Result<(), NotWritten> {
-        let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-        writer.serialize(line).map_err(|error| NotWritten(error.to_string()))?;
-        let text = writer.into_inner().map_err(|error| NotWritten(error.to_string()))?;
+        let text = text_of(line).map_err(|error| NotWritten(error.to_string()))?;
         let (written, told) = oneshot::channel();
         let stopped = || NotWritten("the file is no longer written to".to_owned());
         let append = Append { id: line.id.clone(), text, written };
@@ -238,6 +268,24 @@ impl Out {
     fn has(&self, id: &str) -> bool {
         locked(&self.ids).contains(id)
     }
+}
+
+/// The ids of the whole lines at the beginning of a text, and where these end.
+fn imported(text: &[u8]) -> (HashSet<String>, usize) {
+    let (mut ids, mut whole) = (HashSet::new(), 0);
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text);
+    let mut record = csv::StringRecord::new();
+    while let Ok(true) = reader.read_record(&mut record) {
+        // Only the last can lack its end, and a quoted field that lacks it ends with the text.
+        let end = reader.position().byte() as usize;
+        let Ok(line) = record.deserialize::<Line>(None) else { break };
+        if !text[..end].ends_with(b"\n") {
+            break;
+        }
+        ids.insert(line.id);
+        whole = end;
+    }
+    (ids, whole)
 }
 
 /// Writes what is waiting in one go, so that many lines share one wait for the disk.
