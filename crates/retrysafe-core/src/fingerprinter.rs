@@ -149,6 +149,10 @@ impl Fingerprinter {
         Self::new(Mode::Ignored)
     }
 
+    pub(crate) fn ignores_body(&self) -> bool {
+        matches!(self.mode, Mode::Ignored)
+    }
+
     /// What a function makes of the request. It sees bodies that are read up front; longer ones are
     /// fingerprinted raw (F4).
     ///

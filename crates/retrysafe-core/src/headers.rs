@@ -35,6 +35,23 @@ pub fn from_the_proxy_only() -> [&'static HeaderName; 3] {
     [&IDEMPOTENCY_ATTEMPT, &IDEMPOTENCY_FENCE, &IDEMPOTENCY_PREVIOUS]
 }
 
+/// Takes away what only the proxy says to the service (E3), as it is spelt and as one who reads
+/// headers from variables (CGI, WSGI) would take it: `_` and `-` are one there.
+pub fn strip_what_only_the_proxy_says(headers: &mut HeaderMap) {
+    for name in from_the_proxy_only() {
+        headers.remove(name);
+    }
+    let is_one = |name: &HeaderName| {
+        let dashed = name.as_str().replace('_', "-");
+        from_the_proxy_only().iter().any(|it| it.as_str() == dashed)
+    };
+    let spelt = |name: &&HeaderName| name.as_str().contains('_') && is_one(name);
+    let others: Vec<_> = headers.keys().filter(spelt).cloned().collect();
+    for name in others {
+        headers.remove(name);
+    }
+}
+
 /// What is never kept, whoever changes the list: hop-by-hop, recomputed, or ours.
 fn is_about_the_connection(name: &str) -> bool {
     matches!(

@@ -114,6 +114,10 @@ impl Settings {
             ));
         }
         self.key.validate()?;
+        if matches!(self.key_source, KeySource::Content) && self.fingerprinter.ignores_body() {
+            let problem = "a key made of the content needs a fingerprint that looks at the body";
+            return error("key_source", problem);
+        }
         // K4: a key that is accepted for longer than its record lives could run again.
         if self.key.accepted_for().is_some_and(|accepted| accepted > self.retention) {
             return error("key_format", "keys must not be accepted for longer than the retention");
@@ -173,9 +177,10 @@ impl Methods {
         Self(vec![Method::POST, Method::PATCH, Method::PUT, Method::DELETE])
     }
 
-    /// Whether a method is covered.
+    /// Whether a method is covered. Methods are case-sensitive (RFC 9110, section 9.1), but `patch`,
+    /// as `fetch` sends it, is PATCH to a service that is not: it is covered with it.
     pub fn cover(&self, method: &Method) -> bool {
-        self.0.contains(method)
+        self.0.iter().any(|covered| covered.as_str().eq_ignore_ascii_case(method.as_str()))
     }
 }
 

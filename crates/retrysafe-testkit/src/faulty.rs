@@ -37,6 +37,8 @@ pub enum Verb {
 /// [`FailBefore`](Self::FailBefore).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// It is not sent: the store can't be reached ([`StoreErrorKind::Unreachable`]).
+    Unreachable,
     /// It fails ([`StoreErrorKind::Unavailable`]) and has no effect.
     FailBefore,
     /// It has its effect, and fails all the same.
@@ -106,6 +108,10 @@ impl<S> Faulty<S> {
     ) -> Result<T, StoreError> {
         let fault = self.script.enter(verb);
         match fault {
+            Some(Fault::Unreachable) => {
+                let context = format!("injected: {verb:?} was not sent");
+                return Err(StoreError::new(StoreErrorKind::Unreachable, context));
+            }
             Some(Fault::FailBefore) => return Err(unavailable(verb, "before")),
             Some(Fault::HangBefore) => std::future::pending().await,
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,

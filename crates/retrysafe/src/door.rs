@@ -8,7 +8,7 @@ use retrysafe_core::{
     Attempt, Code, OutcomeOverrule, Overrule,
     headers::{
         HTTP2_SETTINGS, IDEMPOTENCY_ATTEMPT, IDEMPOTENCY_FENCE, IDEMPOTENCY_OUTCOME,
-        IDEMPOTENCY_PREVIOUS, VANISHED, from_the_proxy_only,
+        IDEMPOTENCY_PREVIOUS, VANISHED, strip_what_only_the_proxy_says,
     },
 };
 
@@ -33,9 +33,7 @@ impl Door {
             drop_connection_options(&mut parts.headers, &["upgrade", "http2-settings"]);
         }
         if self == Self::Upstream {
-            for name in from_the_proxy_only() {
-                parts.headers.remove(name);
-            }
+            strip_what_only_the_proxy_says(&mut parts.headers);
         }
     }
 

@@ -109,15 +109,24 @@ impl<S: Store> Guard<S> {
     {
         let mut waiting: Option<Waiting> = None;
         let mut superseded = false;
+        let mut known = false;
         async move {
             loop {
                 let (found, mut inner, mut request, my_turn) = match claimed {
                     Claimed::Answered(answer) => return answer,
+                    // D4: nothing runs unprotected beside an attempt that the store has told of.
+                    Claimed::Refused { error: BeginError::Unreachable, inner, request }
+                        if known =>
+                    {
+                        let error = BeginError::Refused;
+                        return Box::pin(self.without_store(error, inner, request)).await;
+                    }
                     Claimed::Refused { error, inner, request } => {
                         return Box::pin(self.without_store(error, inner, request)).await;
                     }
                     Claimed::Found { found, inner, request, turn } => (found, inner, request, turn),
                 };
+                known = true;
                 // What was found ends with this: a thousand duplicates may wait with what is left.
                 let next = match self.answer_finished(&request, found) {
                     Ok(answer) => return Ok(answer),
@@ -141,11 +150,17 @@ impl<S: Store> Guard<S> {
                         // A ready service may hold what others need, such as a place under a limit:
                         // it must not be held while waiting (`waiters_eat_pool`).
                         inner = inner.clone();
-                        let may_wait = request.fingerprint.body.is_some();
+                        let may_wait = request.received.body.whole().is_some();
                         let id = &request.id;
                         match self.wait_for(&mut waiting, id, may_wait, attempt, my_turn).await {
                             WaitEnd::MyTurn(turn) => {
-                                std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+                                let ready = std::future::poll_fn(|cx| inner.poll_ready(cx));
+                                let until =
+                                    waiting.as_ref().map_or_else(Instant::now, |it| it.until);
+                                match timeout_at(until, ready).await {
+                                    Ok(ready) => ready?,
+                                    Err(_) => return Ok(self.in_progress(id, attempt)),
+                                }
                                 Some(turn)
                             }
                             WaitEnd::Outcome(found) => {

@@ -157,6 +157,7 @@ async fn e3_a_service_behind_the_proxy_is_told_by_headers() {
         Guarded::new(&layer(&store).forwarding().build().unwrap(), |run, request: Given| {
             let header =
                 |name| request.headers().get(name).map(|it| it.to_str().unwrap().to_owned());
+            assert!(!request.headers().contains_key("idempotency_previous"));
             let told = [
                 header("idempotency-attempt"),
                 header("idempotency-fence"),
@@ -170,8 +171,13 @@ async fn e3_a_service_behind_the_proxy_is_told_by_headers() {
         });
     let request = || {
         let mut request = order("k", "a");
-        // A client does not get to say these.
-        for name in ["idempotency-attempt", "idempotency-fence", "idempotency-previous"] {
+        // A client does not get to say these; CGI would read the last one as the one before.
+        for name in [
+            "idempotency-attempt",
+            "idempotency-fence",
+            "idempotency-previous",
+            "idempotency_previous",
+        ] {
             request.headers_mut().append(name, "spoofed".parse().unwrap());
         }
         request

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use retrysafe::{Engine, Methods, OnInFlight, Settings};
+use retrysafe::{Engine, Fingerprinter, KeySource, Methods, OnInFlight, Settings};
 
 use crate::common::*;
 
@@ -50,4 +50,13 @@ fn k5_methods_that_need_no_key_are_refused() {
         let methods = || Methods::from_iter([Method::POST, method.clone()]);
         assert_eq!(refused(|it| it.methods = methods()), "methods", "{method}");
     }
+}
+
+#[test]
+fn k8_a_key_made_of_the_content_needs_the_content() {
+    let ignoring = |it: &mut Settings| {
+        it.key_source = KeySource::Content;
+        it.fingerprinter = Fingerprinter::body_ignored();
+    };
+    assert_eq!(refused(ignoring), "key_source");
 }

@@ -446,3 +446,15 @@ async fn e2_a_long_stream_is_renewed() {
     pipes.lock().unwrap().pop().unwrap().data("end");
     first.await.unwrap().assert_first(200, "end");
 }
+
+#[tokio::test]
+async fn e5_a_live_response_does_not_say_how_long_it_is() {
+    let (_, layer) = default_layer();
+    let orders = Guarded::new(&layer, |_, _| async {
+        let lines = Response::builder().header("content-type", "application/x-ndjson");
+        lines.header("content-length", 4).body(body("1\n2\n")).unwrap()
+    });
+    let live = orders.send(order("k", "a")).await;
+    live.assert_first(200, "1\n2\n");
+    assert!(!live.headers.contains_key("content-length"));
+}

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http::Response;
 use retrysafe::{
     About, Attempt, Begin, Claim, Fingerprint, Held, IdempotencyLayer, Inspect as _, KeptHeaders,
-    Lease, MemoryStore, OnStoreFailure, OnUnknownOutcome, OperationId, Outcome, Reconciled,
-    Resolution, Scope, Store, StoreError, StoreErrorKind, Swept,
+    Lease, MemoryStore, OnInFlight, OnStoreFailure, OnUnknownOutcome, OperationId, Outcome,
+    Reconciled, Resolution, Scope, Store, StoreError, StoreErrorKind, Swept,
 };
-use retrysafe_testkit::{Fault, Verb};
+use retrysafe_testkit::{Fault, Point, Verb};
 use tokio::time::sleep;
 
 use crate::common::*;
@@ -411,4 +411,51 @@ async fn d4_only_what_was_never_sent_may_bypass() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d4_who_was_told_that_it_is_in_flight_never_bypasses() {
+    let store = store();
+    let layer = layer(&store)
+        .on_in_flight(OnInFlight::wait(60 * SECOND))
+        .settings(|it| it.on_store_failure = OnStoreFailure::Bypass)
+        .build()
+        .unwrap();
+    let gate = Gate::closed();
+    let orders = Guarded::gated(&layer, &gate);
+    let first = orders.spawn(order("k", "a"));
+    orders.ran(1).await;
+    let duplicate = orders.spawn(order("k", "a"));
+    store.script().called(Verb::Changed, 1).await;
+    store.script().always(Verb::Begin, Fault::Unreachable);
+    gate.open();
+    first.await.unwrap().assert_first(201, "order 1");
+    duplicate.await.unwrap().assert_problem(503, "store_unavailable");
+    assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn d4_who_was_told_that_the_outcome_is_unknown_never_bypasses() {
+    let store = store();
+    let layer = layer(&store)
+        .on_unknown_outcome(OnUnknownOutcome::reconcile(|_| async { Reconciled::StillUnknown }))
+        .settings(|it| {
+            it.on_store_failure = OnStoreFailure::Bypass;
+            // A longer body is claimed once to learn what to compare, and then once more.
+            it.inline_body = 4;
+        })
+        .build()
+        .unwrap();
+    let orders = Guarded::new(&layer, |_, request: Given| async move {
+        read(request).await.unwrap();
+        status(500)
+    });
+    orders.send(order("k", "a long body")).await.assert_first(500, "answer");
+    let hold = store.script().hold(Verb::Begin, Point::After);
+    let retry = orders.spawn(order("k", "a long body"));
+    hold.reached(1).await;
+    store.script().always(Verb::Begin, Fault::Unreachable);
+    hold.release();
+    retry.await.unwrap().assert_problem(503, "store_unavailable");
+    assert_eq!(orders.runs(), 1);
 }

@@ -378,3 +378,34 @@ async fn d2_the_timeout_holds_on_a_store_that_wakes_early() {
     gate.open();
     first.await.unwrap().assert_first(201, "order 1");
 }
+
+#[tokio::test(start_paused = true)]
+async fn d2_a_waiter_is_answered_in_time_whatever_the_inner_service_waits_for() {
+    let store = store();
+    let (gate, others) = (Gate::closed(), Gate::closed());
+    let runs = Count::default();
+    let (passes, stays, counted) = (gate.clone(), others.clone(), runs.clone());
+    let handler = service_fn(move |request: Given| {
+        let gate = match request.headers()["idempotency-key"] == "k" {
+            true => passes.clone(),
+            false => stays.clone(),
+        };
+        let run = counted.more();
+        async move {
+            gate.pass().await;
+            Ok::<_, Infallible>(created(run))
+        }
+    });
+    let limited = ServiceBuilder::new().concurrency_limit(2).service(handler);
+    let orders = Guarded::around(waiting_layer(&store).layer(limited));
+    let first = orders.spawn(order("k", "a"));
+    runs.reached(1).await;
+    let waiter = orders.spawn(order("k", "a"));
+    store.script().called(Verb::Changed, 1).await;
+    // Others take every place under the limit, and the waiter has none.
+    let _others: Vec<_> = (0..3).map(|it| orders.spawn(order(&format!("o-{it}"), "a"))).collect();
+    runs.reached(2).await;
+    gate.open();
+    first.await.unwrap().assert_first(201, "order 1");
+    waiter.await.unwrap().assert_problem(409, "in_progress");
+}
