@@ -35,6 +35,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use http::{Method, Uri};
+use retrysafe::Methods;
 
 use self::{
     file::File, pattern::Pattern, process::ProcessOverrides, settings::Overrides, text::Sweep,
@@ -100,7 +101,7 @@ pub(crate) struct UpstreamConfig {
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
     pattern: Pattern,
-    methods: Option<Vec<Method>>,
+    methods: Option<Methods>,
     /// What holds for them.
     pub(crate) settings: RouteSettings,
 }
@@ -108,7 +109,7 @@ pub(crate) struct Route {
 impl Route {
     /// Whether a request is this route's.
     pub(crate) fn matches(&self, method: &Method, path: &str) -> bool {
-        self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+        self.methods.as_ref().is_none_or(|methods| methods.cover(method))
             && self.pattern.matches(path)
     }
 }
@@ -160,7 +161,7 @@ impl ProxyConfig {
             .map_err(|problem| of_the_file(problem.to_string()))?;
         let mut routes = Vec::with_capacity(file.routes.len());
         for route in file.routes {
-            let methods = route.overrides.methods().map(<[Method]>::to_vec);
+            let methods = route.overrides.methods().map(|it| it.iter().cloned().collect());
             let overrides = route.overrides.or(defaults.clone());
             let settings =
                 overrides.resolve(route.path.as_str(), max_waiters).map_err(|problem| {

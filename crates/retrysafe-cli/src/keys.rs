@@ -60,7 +60,7 @@ enum KeysCommand {
         /// idem_ and 16 hex digits, or 64 hex digits
         id: String,
     },
-    /// Frees a key whose outcome is finished or unknown: a retry runs the operation again
+    /// Frees a key whose answer should no longer be given: a retry runs the operation again
     Forget {
         /// idem_ and 16 hex digits, or 64 hex digits
         id: String,
@@ -218,6 +218,13 @@ impl Records<'_> {
 
     async fn forget(&self, name: &str) -> Result<(), Failure> {
         let entry = self.find(name).await?;
+        // It may turn out to have happened while somebody thinks that it did not.
+        if let State::Lapsed = entry.state {
+            return Err(Failure::Run(format!(
+                "nobody knows what attempt {} of {} did: look, and then say it with `keys resolve`",
+                entry.attempt, entry.id
+            )));
+        }
         let operated = self.inspect.forget(&entry.id).await.map_err(failed)?;
         self.audit("forget", &entry, operated);
         match operated {

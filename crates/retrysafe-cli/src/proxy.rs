@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{ALLOW, HOST},
+    header::{ALLOW, HOST, TRANSFER_ENCODING},
 };
 use http_body::Body;
 use http_body_util::{Either, Full};
@@ -152,9 +152,9 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return refuse_connect().map(Either::Right);
         }
-        if !names_one_host(&request) {
+        if let Some(status) = refused_by_its_head(&request) {
             let mut response = Response::new(whole(Bytes::new()));
-            *response.status_mut() = StatusCode::BAD_REQUEST;
+            *response.status_mut() = status;
             return response.map(Either::Right);
         }
         let (method, path) = (request.method(), request.uri().path());
@@ -245,12 +245,18 @@ fn refuse_connect() -> Response<ServiceBody> {
     response
 }
 
-/// RFC 9112, section 3.2: of two hosts one would be read here, and the other by the service.
-fn names_one_host<B>(request: &Request<B>) -> bool {
-    match request.headers().get_all(HOST).iter().count() {
-        0 => request.version() != Version::HTTP_11,
-        lines => lines == 1,
+/// What the service would read otherwise than it is read here.
+fn refused_by_its_head<B>(request: &Request<B>) -> Option<StatusCode> {
+    // RFC 9112, section 3.2: of two hosts one would be read here, and the other by the service.
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        return Some(StatusCode::BAD_REQUEST);
     }
+    // Section 6.1: the body is passed on without the coding that it has beside `chunked`.
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    codings
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        .then_some(StatusCode::NOT_IMPLEMENTED)
 }
 
 fn whole(bytes: Bytes) -> ServiceBody {

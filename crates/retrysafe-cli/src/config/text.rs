@@ -84,7 +84,7 @@ read_as_text!(
     ProblemBase,
 );
 
-/// A duration: `250ms`, `60s`, `10m`, `1h 30m`, `24h`, `7d`.
+/// A duration of at most 100 years: `250ms`, `60s`, `10m`, `1h 30m`, `24h`, `7d`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -92,9 +92,14 @@ impl FromStr for Span {
     type Err = BadText;
 
     fn from_str(text: &str) -> Result<Self, BadText> {
-        humantime::parse_duration(text.trim()).map(Self).map_err(|_| {
-            BadText(format!("`{text}` is not a duration: write a number and a unit, such as `60s`"))
-        })
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        match humantime::parse_duration(text.trim()) {
+            Ok(span) if span <= CENTURY => Ok(Self(span)),
+            Ok(_) => Err(BadText(format!("`{text}` is longer than 100 years"))),
+            Err(_) => Err(BadText(format!(
+                "`{text}` is not a duration: write a number and a unit, such as `60s`"
+            ))),
+        }
     }
 }
 
@@ -451,6 +456,7 @@ mod tests {
         }
         assert_eq!("1h 30m".parse::<Span>().unwrap().0, Duration::from_secs(5_400));
         assert!("60".parse::<Span>().is_err());
+        assert!("101y".parse::<Span>().unwrap_err().to_string().contains("100 years"));
     }
 
     #[test]

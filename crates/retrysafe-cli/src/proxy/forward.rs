@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
 };
@@ -22,9 +22,9 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Makes a client's request the proxy's own. Answers the protocol that the client wants to switch
-/// to, if that is passed on.
-pub(crate) fn request(parts: &mut request::Parts) -> Option<HeaderValue> {
+/// Makes a client's request the proxy's own, for a service that may be spoken to in HTTP/2. Answers
+/// the protocol that the client wants to switch to, if that is passed on.
+pub(crate) fn request(parts: &mut request::Parts, may_be_h2: bool) -> Option<HeaderValue> {
     let guarded = parts.extensions.get::<Attempt>().is_some();
     let upgrade = wanted_upgrade(parts).filter(|_| !guarded);
     let wants_trailers = has_token(&parts.headers, &TE, "trailers");
@@ -46,14 +46,15 @@ pub(crate) fn request(parts: &mut request::Parts) -> Option<HeaderValue> {
     strip_ours(map);
     if !guarded {
         // E3: else they are the layer's, which has stripped the client's.
-        for name in headers::from_the_proxy_only() {
-            map.remove(name);
-        }
+        headers::strip_what_only_the_proxy_says(map);
     }
     map.remove(&headers::IDEMPOTENCY_OUTCOME);
     if wants_trailers {
         map.insert(TE, HeaderValue::from_static("trailers"));
-        map.append(CONNECTION, HeaderValue::from_static("te"));
+        // RFC 9110, section 10.1.4. Over HTTP/2, what `Connection` names would be taken away.
+        if !may_be_h2 {
+            map.append(CONNECTION, HeaderValue::from_static("te"));
+        }
     }
     if let Some(protocol) = &upgrade {
         map.insert(UPGRADE, protocol.clone());
@@ -123,11 +124,15 @@ fn wanted_upgrade(parts: &request::Parts) -> Option<HeaderValue> {
 
 /// RFC 9110, section 7.6.1. `Trailer` stays: it announces what comes.
 fn strip_hop_by_hop(map: &mut HeaderMap) {
+    // The coding outranks the length, which says something else to others (RFC 9112, section 6.3).
+    if map.contains_key(TRANSFER_ENCODING) {
+        map.remove(CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = tokens(map, &CONNECTION)
         .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
         // What frames or routes a message can't be taken from it by naming it, nor what is said
         // between the layer and the service (E3, E4).
-        .filter(|name| name != http::header::CONTENT_LENGTH && name != HOST)
+        .filter(|name| name != CONTENT_LENGTH && name != HOST)
         .filter(|name| !headers::from_the_proxy_only().contains(&name))
         .filter(|name| name != headers::IDEMPOTENCY_OUTCOME)
         .collect();
@@ -193,7 +198,7 @@ mod tests {
     fn forwarded(request: request::Builder) -> HeaderMap {
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         parts.extensions.insert(Peer(SocketAddr::from(([192, 0, 2, 7], 4_000))));
-        super::request(&mut parts);
+        super::request(&mut parts, false);
         parts.headers
     }
 

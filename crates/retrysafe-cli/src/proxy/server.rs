@@ -5,10 +5,10 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -24,12 +24,15 @@ use hyper_util::{
 };
 use pin_project_lite::pin_project;
 use retrysafe::BoxError;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::forward::Peer;
 
-/// How long a client may take to send a request's head, and how long an idle connection is kept:
+/// How long a client may take to send a request's head, the first included, and how long an idle connection is kept:
 /// longer than load balancers keep theirs (60 s), so that they close first.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait before accepting again when the process is out of file descriptors.
@@ -96,7 +99,10 @@ impl Listener {
         let server = Arc::new(server);
         while let Some((stream, peer)) = self.accept(&stop).await {
             let (answer, running) = (answer.clone(), running.clone());
+            let asked = Arc::new(AtomicBool::new(false));
+            let asks = asked.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
+                asks.store(true, Ordering::Relaxed);
                 request.extensions_mut().insert(Peer(peer));
                 let guard = running.enter();
                 let answer = answer(request);
@@ -109,7 +115,14 @@ impl Listener {
                 server.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let connection = connections.watch(connection);
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
+                let mut connection = pin!(connection);
+                // hyper's own limit counts from the first bytes.
+                let ended = match timeout(HEAD_TIMEOUT, connection.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) if asked.load(Ordering::Relaxed) => connection.await,
+                    Err(_) => return,
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%peer, error = &*error, "a client's connection ended with an error");
                 }
             });
@@ -190,5 +203,24 @@ impl<B: Body<Data: Buf>> Body for Counted<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt as _, time::Instant};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_connects_and_says_nothing_is_let_go() {
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.address();
+        let answer = |_| async { Response::new(String::new()) };
+        tokio::spawn(listener.serve(answer, Running::default(), CancellationToken::new()));
+        let since = Instant::now();
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        assert!(since.elapsed() >= HEAD_TIMEOUT);
     }
 }

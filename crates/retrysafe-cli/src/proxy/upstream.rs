@@ -20,7 +20,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri, Version, uri::Scheme};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{HOST, TRANSFER_ENCODING},
+    uri::Scheme,
+};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -101,7 +105,7 @@ impl Upstream {
         let mut target = self.uri.clone().into_parts();
         target.path_and_query = parts.uri.path_and_query().cloned();
         if self.may_be_h2
-            && let Some(host) = parts.headers.get(http::header::HOST)
+            && let Some(host) = parts.headers.get(HOST)
             && let Ok(authority) = host.as_bytes().try_into()
         {
             target.authority = Some(authority);
@@ -130,13 +134,17 @@ impl Upstream {
         let (mut parts, body) = request.into_parts();
         let ours = parts.extensions.remove::<OnUpgrade>();
         let guarded = parts.extensions.get::<Attempt>().is_some();
-        let upgrade = forward::request(&mut parts);
+        let upgrade = forward::request(&mut parts, self.may_be_h2);
         let arrived = parts.version;
         parts.uri = self
             .target(&parts)
             .map_err(|error| UpstreamError::new(UpstreamErrorKind::Unreachable, error))?;
         parts.version = Version::HTTP_11;
         parts.extensions = http::Extensions::new();
+        // Unless it is told to, hyper sends none of a GET's body if it does not know its length.
+        if parts.method.is_safe() && !body.is_end_stream() && body.size_hint().exact().is_none() {
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
 
         let progress = Arc::new(Progress::default());
         let body = SentBody {

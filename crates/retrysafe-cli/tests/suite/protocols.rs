@@ -5,14 +5,14 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use crate::support::{OK, Running, Service, exchange, header, post, retrysafe, status};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Version, header::HOST};
+use http::{HeaderMap, Request, Response, StatusCode, Version, header::HOST};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -36,6 +36,8 @@ use tokio_rustls::{
 #[derive(Clone)]
 struct Seen {
     requests: Arc<AtomicUsize>,
+    /// Of the last request.
+    headers: Arc<Mutex<HeaderMap>>,
     arrived: Arc<Notify>,
     /// It reads a body and answers while it has a permit.
     may_go_on: Arc<Semaphore>,
@@ -49,6 +51,7 @@ impl Seen {
     fn when_told(permits: usize) -> Self {
         Self {
             requests: Arc::default(),
+            headers: Arc::default(),
             arrived: Arc::default(),
             may_go_on: Arc::new(Semaphore::new(permits)),
         }
@@ -60,6 +63,7 @@ impl Seen {
 
     async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         self.requests.fetch_add(1, Ordering::SeqCst);
+        *self.headers.lock().unwrap() = request.headers().clone();
         self.arrived.notify_one();
         let _permit = self.may_go_on.acquire().await.unwrap();
         let version = request.version();
@@ -202,21 +206,26 @@ async fn http_2_in_front() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f4_duplicates_of_an_upload_do_not_stall_it_on_one_connection() {
-    let seen = Seen::when_told(0);
-    let service = listen(seen.clone(), None).await;
-    let proxy = proxy(format!("http://{service}"), &["--on-in-flight", "wait:1h"], None).await;
-    let client = h2_client();
-    let long = vec![b'a'; 4 * 1024 * 1024];
-    let first = tokio::spawn(client.request(upload(&proxy, long.clone())));
-    seen.arrived.notified().await;
-    // Together they are many times the window of the connection.
-    for _ in 0..8 {
-        let duplicate = client.request(upload(&proxy, long.clone())).await.unwrap();
-        assert_eq!(duplicate.status(), StatusCode::CONFLICT);
+    // What is not looked at is not read either.
+    const WAITS: &[&str] = &["--on-in-flight", "wait:1h"];
+    const IGNORES: &[&str] = &["--on-in-flight", "wait:1h", "--fingerprint", "no-body"];
+    for flags in [WAITS, IGNORES] {
+        let seen = Seen::when_told(0);
+        let service = listen(seen.clone(), None).await;
+        let proxy = proxy(format!("http://{service}"), flags, None).await;
+        let client = h2_client();
+        let long = vec![b'a'; 4 * 1024 * 1024];
+        let first = tokio::spawn(client.request(upload(&proxy, long.clone())));
+        seen.arrived.notified().await;
+        // Together they are many times the window of the connection.
+        for _ in 0..8 {
+            let duplicate = client.request(upload(&proxy, long.clone())).await.unwrap();
+            assert_eq!(duplicate.status(), StatusCode::CONFLICT, "{flags:?}");
+        }
+        seen.may_go_on.add_permits(1);
+        assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::CREATED);
+        assert_eq!(seen.requests(), 1);
     }
-    seen.may_go_on.add_permits(1);
-    assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::CREATED);
-    assert_eq!(seen.requests(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,6 +253,22 @@ async fn http_2_behind_without_tls() {
     assert_eq!(send(&proxy).await, (201, None, answer.clone()));
     assert_eq!(send(&proxy).await, (201, Some("true".to_owned()), answer));
     assert_eq!(seen.requests(), 1);
+}
+
+/// A gRPC server may refuse what does not say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_trailers_says_so_behind() {
+    for (flags, connection) in [(&["--upstream-h2c"][..], None), (&[], Some("te"))] {
+        let seen = Seen::at_once();
+        let service = listen(seen.clone(), None).await;
+        let proxy = proxy(format!("http://{service}"), flags, None).await;
+        let mut request = upload(&proxy, vec![b'a']);
+        request.headers_mut().insert("te", "trailers".parse().unwrap());
+        assert_eq!(h2_client().request(request).await.unwrap().status(), StatusCode::CREATED);
+        let headers = seen.headers.lock().unwrap();
+        assert_eq!(headers["te"], "trailers", "{flags:?}");
+        assert_eq!(headers.get("connection").map(|it| it.to_str().unwrap()), connection);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

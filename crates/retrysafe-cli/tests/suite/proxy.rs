@@ -164,6 +164,48 @@ fn a_request_names_one_host() {
     assert_eq!(status(&client.join().unwrap()), 200);
 }
 
+/// It would be passed on without the coding, as what it is not.
+#[test]
+fn a_coding_of_a_body_that_is_not_undone_is_refused() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[]);
+    let request = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(status(&exchange(proxy.address, request)), 501);
+    assert!(!service.was_connected_to());
+}
+
+/// Whoever took the length for true would read the rest as the next response.
+#[test]
+fn a_length_beside_chunks_is_not_passed_on() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[]);
+    let address = proxy.address;
+    for key in ["", "Idempotency-Key: k-1\r\n"] {
+        let client = thread::spawn(move || exchange(address, &post("/orders", key, "{}")));
+        let mut connection = service.accept();
+        connection.request().unwrap();
+        connection.send("HTTP/1.1 201 Created\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n");
+        let answer = client.join().unwrap();
+        assert_eq!(status(&answer), 201);
+        assert_ne!(header(&answer, "content-length").as_deref(), Some("2"), "{answer}");
+        assert!(answer.contains("whole"), "{answer}");
+    }
+}
+
+#[test]
+fn a_get_keeps_a_body_of_unknown_length() {
+    let service = Service::listen();
+    let proxy = Running::proxy(service.address, &[]);
+    let mut client = Connection::to(proxy.address);
+    client.send("GET /_search HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n");
+    let mut connection = service.accept();
+    let head = connection.head().unwrap();
+    assert_eq!(header(&head, "transfer-encoding").as_deref(), Some("chunked"), "{head}");
+    assert_eq!(connection.bytes(15), b"5\r\nquery\r\n0\r\n\r\n");
+    connection.send(OK);
+    assert_eq!(status(&client.head().unwrap()), 200);
+}
+
 #[test]
 fn connect_is_refused() {
     let service = Service::listen();

@@ -277,6 +277,9 @@ fn an_operator_looks_and_decides(store: &str) {
     let shown = keys(store, &["show", &name(&finished)]);
     assert!(shown.contains("201") && shown.contains("4 bytes"), "{shown}");
 
+    let forget = ["keys", "forget", &name(&unknown), "--store", store];
+    let (code, error) = ends(retrysafe().args(forget));
+    assert!(code == 1 && error.contains("nobody knows what attempt 1"), "{error}");
     keys(
         store,
         &["resolve", &name(&unknown), "--happened", "--status", "202", "--body", "by hand"],
