@@ -38,7 +38,7 @@ docs:
 
 # The targets of docs/benchmarks.md, as ratios and counts from one run. The peer of P13 asks for a newer
 # compiler than it needs.
-bench:
+bench: servers
 	$(CARGO) build --release --locked --package retrysafe-cli
 	$(CARGO) run --release --locked --ignore-rust-version --manifest-path bench/Cargo.toml -- $(ARGS)
 
@@ -53,7 +53,7 @@ coverage:
 KILLS ?= 2000
 MODE ?= transactional
 STORE ?= postgres
-torture:
+torture: servers
 	$(CARGO) run --quiet --package retrysafe-sqlx --features failpoints,mysql,postgres --example torture -- $(KILLS) $(MODE) $(STORE)
 
 # Calls through faults, to an Axum service and to the proxy: each executed once, none lost. `make test`

@@ -20,9 +20,15 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, error::ErrorKind};
+use mimalloc::MiMalloc;
 use tracing_subscriber::{EnvFilter, fmt::time::SystemTime};
 
 use crate::config::{ConfigError, LogFormat, ProxyConfig, ProxyFlags};
+
+/// A record stays while requests come and go around it, which glibc's allocator is slow at: it takes
+/// nearly half of what a first execution adds to a request of the proxy (P11).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Makes retries safe: a client names an operation with an Idempotency-Key, it runs once, and every
 /// retry gets the same answer.
