@@ -3,12 +3,16 @@
 
 use std::{fmt, time::Duration};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{Code, Disposition, Problem, ResponseHead};
 
 /// Where a gRPC response says how it ended: in the trailers, or, Trailers-Only, in the headers.
 pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// What a person is told of it, percent-encoded.
+pub static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// What a program is told of it: a `google.rpc.Status`, in base64.
+pub static GRPC_STATUS_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 /// Which encodings of messages a caller understands.
 pub static GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 /// Tells a retrying client how long to wait, or, negative, not to retry (gRFC A6).
@@ -127,6 +131,28 @@ pub fn judge(head: ResponseHead<'_>) -> Disposition {
     Status::of(head).map_or(Disposition::GiveUp, Status::disposition)
 }
 
+/// Whether these are the headers of a gRPC message. gRPC-Web, which has its trailers in the body, is
+/// something else.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], |it| it.as_bytes());
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';' | b' ', ..]))
+}
+
+/// How an answer with a message ends that no server has written (D3): what its headers say of that is
+/// taken out of them and belongs into the trailers, because behind a message nobody looks for it
+/// anywhere else. One that says nothing is [`Status::Ok`].
+pub fn take_end(headers: &mut HeaderMap) -> HeaderMap {
+    let ok = HeaderValue::from(u16::from(Status::Ok.number()));
+    let mut trailers = HeaderMap::from_iter([(GRPC_STATUS.clone(), ok)]);
+    for name in [&GRPC_STATUS, &GRPC_MESSAGE, &GRPC_STATUS_DETAILS] {
+        if let Some(value) = headers.remove(name) {
+            trailers.insert(name, value);
+        }
+    }
+    trailers
+}
+
 /// What a retrying client is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushback {
@@ -227,6 +253,36 @@ mod tests {
         for lines in [&[][..], &["0", "0"], &["zero"], &["-1"], &["17"], &["256"], &[""]] {
             assert_eq!(judged(&headers(lines), None), Disposition::GiveUp, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn grpc_goes_by_its_content_type() {
+        let is_grpc = |value| {
+            let value = HeaderValue::from_static(value);
+            super::is_grpc(&HeaderMap::from_iter([(header::CONTENT_TYPE, value)]))
+        };
+        for grpc in ["application/grpc", "application/grpc+proto", "application/grpc; a=b"] {
+            assert!(is_grpc(grpc), "{grpc}");
+        }
+        for other in ["application/grpc-web", "application/grpc-web+proto", "application/json"] {
+            assert!(!is_grpc(other), "{other}");
+        }
+        assert!(!super::is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn d3_an_answer_with_a_message_ends_in_its_trailers() {
+        let (name, value) = (header::CONTENT_TYPE, "application/grpc");
+        let mut head = headers(&[]);
+        head.insert(&name, HeaderValue::from_static(value));
+        assert_eq!(take_end(&mut head), headers(&["0"]));
+
+        let mut refused = headers(&["5"]);
+        refused.insert(&GRPC_MESSAGE, HeaderValue::from_static("no%20account"));
+        refused.insert(&GRPC_STATUS_DETAILS, HeaderValue::from_static("CAU"));
+        head.extend(refused.clone());
+        assert_eq!(take_end(&mut head), refused);
+        assert_eq!((head.len(), &head[name]), (1, &HeaderValue::from_static(value)));
     }
 
     #[test]

@@ -330,7 +330,9 @@ pub struct Unknown {
 /// What a reconciling function found out: with a response, or with the value of a function that has
 /// no response. `Debug` shows neither.
 pub enum Reconciled<R = Response<Bytes>> {
-    /// It happened, and this is what came of it.
+    /// It happened, and this is what came of it. Over gRPC the status of a response with a message
+    /// is that of its header `grpc-status`, or OK; it is sent where clients look for it, in the
+    /// trailers.
     Happened(R),
     /// It did not happen: run it.
     DidNotHappen,

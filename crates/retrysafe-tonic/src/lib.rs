@@ -121,6 +121,7 @@ mod layer;
 mod message;
 mod methods;
 mod open;
+mod reconcile;
 mod service;
 mod status;
 
@@ -133,6 +134,7 @@ pub use self::{
     interceptor::KeyInterceptor,
     layer::IdempotencyLayer,
     methods::UnaryMethods,
+    reconcile::happened,
     service::IdempotencyService,
     status::to_status,
 };

@@ -1,8 +1,9 @@
-//! What has to be known of gRPC's framing and of protobuf's wire format: enough to find one field.
+//! What has to be known of gRPC's framing and of protobuf's wire format: enough to find one field, and
+//! to answer with one message.
 
 use std::fmt;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 
 /// What is in front of every message: whether it is compressed, and how long it is.
 pub(crate) const PREFIX: usize = 5;
@@ -11,6 +12,12 @@ pub(crate) const PREFIX: usize = 5;
 pub(crate) fn length_of(prefix: &[u8; PREFIX]) -> usize {
     let [_, length @ ..] = *prefix;
     usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX)
+}
+
+/// A message as it is sent, uncompressed. One of 4 GiB can't be, and none is made.
+pub(crate) fn framed(message: &[u8]) -> Bytes {
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&[0][..], &length, message].concat().into()
 }
 
 /// Why a key can't be looked for in a request.
@@ -128,6 +135,7 @@ mod tests {
 
     #[test]
     fn g2_one_uncompressed_message() {
+        assert_eq!(only(&framed(&[8, 1])), Ok(&[8, 1][..]));
         assert_eq!(only(&[0, 0, 0, 0, 2, 8, 1]), Ok(&[8, 1][..]));
         assert_eq!(only(&[0, 0, 0, 0, 0]), Ok(&[][..]));
         assert_eq!(only(&[1, 0, 0, 0, 2, 8, 1]), Err(Unreadable::Compressed));

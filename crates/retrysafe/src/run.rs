@@ -18,7 +18,7 @@ use pin_project_lite::pin_project;
 use retrysafe_core::{
     Acquired, Attempt, Code, Disposition, Ending, Fingerprint, Found, KeptHeaders, Likeness,
     OnUnknownOutcome, OperationId, Outcome, OutcomeOverrule, Overrule, Problem, Reconciled,
-    ResponseHead, Store, Trace, Unknown, Work,
+    ResponseHead, Store, Trace, Unknown, Work, grpc,
     headers::{IDEMPOTENCY_STATUS, NOT_RECORDED},
 };
 use tower_service::Service;
@@ -286,12 +286,15 @@ impl<S: Store> Conclusion<S> {
             let _ = self.execution.end(End::GiveUp).await;
             return guard.outcome_unknown(id, number);
         }
-        let (head, data) = response.into_parts();
+        let (mut head, data) = response.into_parts();
+        // G4: a client looks for how it ended behind the message.
+        let trailers = (guard.door == Door::Grpc && !data.is_empty())
+            .then(|| Box::new(grpc::take_end(&mut head.headers)));
         let data = [data];
         let written = Written {
             head: &head,
             data: Some(&data[..]).filter(|it| it[0].len() <= guard.settings.max_kept_body),
-            trailers: None,
+            trailers: trailers.as_deref(),
             stream: false,
             retention: None,
         };
@@ -303,7 +306,7 @@ impl<S: Store> Conclusion<S> {
             Ended::NotRecorded => Some(HeaderValue::from_static(NOT_RECORDED)),
             ended => return guard.fenced(ran, trace, ended),
         };
-        let mut response = Response::from_parts(head, ResponseBody::kept(data, None));
+        let mut response = Response::from_parts(head, ResponseBody::kept(data, trailers));
         let headers = response.headers_mut();
         headers.insert(&guard.settings.replay_marker, HeaderValue::from_static("true"));
         if let Some(status) = status {

@@ -1,6 +1,7 @@
 //! What is kept, and that it comes back as it was (G4).
 
-use retrysafe_tonic::{OnUnknownOutcome, OutcomePolicy, grpc};
+use prost::Message as _;
+use retrysafe_tonic::{OnUnknownOutcome, OutcomePolicy, Reconciled, grpc, happened};
 use tonic::{
     Code, Response, Status,
     body::Body,
@@ -195,6 +196,54 @@ async fn g4_the_handler_is_asked_for_uncompressed_messages() {
     assert!(!first.unwrap().metadata().contains_key("grpc-encoding"));
     // This one could not have read it.
     assert_replay(&Client::of(service).transfer("k").await, "transfer 1");
+}
+
+/// Behind a message a client looks for the status in the trailers, so that is where it is, however the
+/// answer was made.
+#[tokio::test]
+async fn d3_g4_what_was_reconciled_ends_in_trailers() {
+    fn reply() -> TransferReply {
+        TransferReply { transfer_id: "transfer 1".to_owned() }
+    }
+    fn by_hand() -> Reconciled {
+        let answer = http::Response::builder().header("content-type", "application/grpc");
+        let answer = answer.header("grpc-status", "0");
+        Reconciled::Happened(answer.body(frame(&reply().encode_to_vec())).unwrap())
+    }
+    let answers: [fn() -> Reconciled; 2] = [|| happened(&reply()), by_hand];
+    for answer in answers {
+        let store = store();
+        let look = OnUnknownOutcome::reconcile(move |_| async move { answer() });
+        let layer = layer(&store).on_unknown_outcome(look).build().unwrap();
+        let ledger =
+            TestLedger::new(|_, _| async { Err(Status::unavailable("booked, and not told")) });
+        let client = ledger.behind(&layer);
+        client.transfer("k").await.unwrap_err();
+        for _ in 0..2 {
+            assert_replay(&client.transfer("k").await, "transfer 1");
+        }
+        assert_eq!((state(&store, "k").await, ledger.runs.get()), ("finished", 1));
+    }
+}
+
+/// One without a message stays Trailers-Only.
+#[tokio::test]
+async fn d3_g4_a_status_that_was_reconciled_is_trailers_only() {
+    let store = store();
+    let look = OnUnknownOutcome::reconcile(|_| async {
+        Reconciled::Happened(Status::not_found("no such account").into_http())
+    });
+    let layer = layer(&store).on_unknown_outcome(look).build().unwrap();
+    let (service, runs) = raw(&layer, |_| Status::unavailable("").into_http());
+    let request = || raw_request("k", pieces([data(frame(b"one"))]));
+    call(&service, request()).await;
+    for _ in 0..2 {
+        let answer = call(&service, request()).await;
+        assert_eq!(answer.headers["grpc-status"], "5");
+        assert_eq!(answer.headers["idempotent-replayed"], "true");
+        assert!(answer.ends_with_head && answer.trailers.is_none());
+    }
+    assert_eq!(runs.get(), 1);
 }
 
 #[tokio::test]

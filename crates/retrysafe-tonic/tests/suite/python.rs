@@ -3,7 +3,7 @@
 use std::{env, path::PathBuf, process::Stdio, time::Duration};
 
 use retrysafe_testkit::{Fault, Verb};
-use retrysafe_tonic::OnInFlight;
+use retrysafe_tonic::{OnInFlight, OnUnknownOutcome, happened};
 use serde_json::Value;
 use tokio::process::Command;
 use tonic::{Status, transport::Server};
@@ -135,4 +135,22 @@ async fn g3_a_hedging_channel_runs_once() {
     assert_eq!(answers.len(), 3);
     assert!(answers.iter().all(|it| it["transfer_id"] == "transfer 2"), "{answers:?}");
     assert_eq!(ledger.runs.get(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_g4_python_gets_what_was_reconciled() {
+    let store = store();
+    let look = OnUnknownOutcome::reconcile(|_| async {
+        happened(&ledger::TransferReply { transfer_id: "transfer 1".to_owned() })
+    });
+    let layer = layer(&store).on_unknown_outcome(look).build().unwrap();
+    let ledger = TestLedger::new(|_, _| async { Err(Status::internal("booked, and not told")) });
+    let served = serve(Server::builder(), &layer, &ledger).await;
+    assert_eq!(python(&served, "plain", "k").await[0]["code"], "INTERNAL");
+    for _ in 0..2 {
+        let answers = python(&served, "plain", "k").await;
+        assert_eq!(answers[0]["transfer_id"], "transfer 1", "{answers:?}");
+        assert_eq!(answers[0]["replayed"], true);
+    }
+    assert_eq!(ledger.runs.get(), 1);
 }
