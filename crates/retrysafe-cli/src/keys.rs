@@ -74,7 +74,10 @@ struct ResolveFlags {
     /// idem_ and 16 hex digits, or 64 hex digits
     id: String,
     /// It did not happen: a retry runs it
-    #[arg(long, conflicts_with_all = ["happened", "status", "headers", "body", "retention"])]
+    #[arg(
+        long,
+        conflicts_with_all = ["happened", "status", "headers", "body", "trailers", "retention"]
+    )]
     did_not_happen: bool,
     /// It happened: retries get this answer
     #[arg(long, requires = "status")]

@@ -5,7 +5,10 @@ use std::{fs, str::FromStr, time::Duration};
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use retrysafe::{Clock as _, KeptHeaders, Outcome, SystemClock};
+use retrysafe::{
+    Clock as _, KeptHeaders, Outcome, SystemClock,
+    grpc::{GRPC_STATUS, is_grpc},
+};
 
 use crate::config::{BadText, ConfigError};
 
@@ -20,6 +23,9 @@ pub(super) struct AnswerFlags {
     /// The answer's body, or @FILE
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     body: String,
+    /// A trailer of the answer, 'Name: value', such as 'grpc-status: 0'; may be repeated
+    #[arg(long = "trailer", value_name = "TRAILER")]
+    trailers: Vec<HeaderLine>,
 }
 
 impl AnswerFlags {
@@ -35,17 +41,20 @@ impl AnswerFlags {
             })?,
             None => self.body.clone().into_bytes(),
         };
-        let mut headers = HeaderMap::new();
-        for line in &self.headers {
-            headers.append(line.name.clone(), line.value.clone());
+        let (headers, trailers) = (as_map(&self.headers), as_map(&self.trailers));
+        // G4: without its end a message is an answer to nobody, and this one is given from now on.
+        if is_grpc(&headers) && !body.is_empty() && !trailers.contains_key(&GRPC_STATUS) {
+            let problem = "--trailer: behind a message of gRPC 'grpc-status: 0' is needed";
+            return Err(ConfigError::new(problem));
         }
         // What is asked for by name is kept (R3).
-        let kept = headers.keys().cloned().fold(KeptHeaders::default(), KeptHeaders::keep);
+        let named = headers.keys().chain(trailers.keys()).cloned();
+        let kept = named.fold(KeptHeaders::default(), KeptHeaders::keep);
         let outcome = Outcome {
             status,
             headers: &headers,
             body: Some(&[Bytes::from(body)]),
-            trailers: None,
+            trailers: Some(&trailers),
             stream: false,
             trailers_only: false,
             recorded: now(),
@@ -53,6 +62,14 @@ impl AnswerFlags {
         };
         Ok(outcome.encode(&kept))
     }
+}
+
+fn as_map(lines: &[HeaderLine]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for line in lines {
+        map.append(line.name.clone(), line.value.clone());
+    }
+    map
 }
 
 fn now() -> Duration {
@@ -73,6 +90,6 @@ impl FromStr for HeaderLine {
         let line = text.split_once(':').and_then(|(name, value)| {
             Some(Self { name: name.trim().parse().ok()?, value: value.trim().parse().ok()? })
         });
-        line.ok_or_else(|| BadText::new("a header is written as 'Name: value'"))
+        line.ok_or_else(|| BadText::new("it is written as 'Name: value'"))
     }
 }

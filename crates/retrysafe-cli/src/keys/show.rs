@@ -5,6 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use http::HeaderMap;
 use retrysafe::{Entry, OperationId, Record, State};
 use serde_json::{Value, json};
 
@@ -62,6 +63,9 @@ pub(super) fn in_full(entry: &Entry, json: bool) -> String {
                     Some(body) => line("body", &format!("{} bytes", body.len())),
                     None => line("body", &"not kept"),
                 }
+                for (name, value) in record.trailers.iter().flatten() {
+                    line("trailer", &format!("{name}: {}", readable(value)));
+                }
                 line("recorded", &humantime::format_rfc3339_seconds(UNIX_EPOCH + record.recorded));
                 if let Some(trace) = &record.trace {
                     line("trace", &trace.trace_id());
@@ -99,15 +103,14 @@ fn as_json(entry: &Entry) -> Value {
 }
 
 fn response_as_json(record: &Record) -> Value {
-    let headers: Vec<_> = record
-        .headers
-        .iter()
-        .map(|(name, value)| json!([name.as_str(), readable(value)]))
-        .collect();
+    let lines = |map: &HeaderMap| -> Vec<_> {
+        map.iter().map(|(name, value)| json!([name.as_str(), readable(value)])).collect()
+    };
     json!({
         "status": record.status.as_u16(),
-        "headers": headers,
+        "headers": lines(&record.headers),
         "body_bytes": record.body.as_ref().map(bytes::Bytes::len),
+        "trailers": record.trailers.as_ref().map(lines),
         "recorded": humantime::format_rfc3339_seconds(UNIX_EPOCH + record.recorded).to_string(),
         "stream": record.stream,
         "trace": record.trace.as_ref().map(|trace| trace.trace_id().to_string()),

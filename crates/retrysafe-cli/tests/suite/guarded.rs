@@ -194,3 +194,49 @@ fn metrics_count_what_became_of_requests() {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
 }
+
+/// A gRPC client looks for the status behind the message, wherever the operator looked for it.
+#[test]
+fn d3_r6_an_answer_that_is_resolved_has_its_trailers() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("sqlite:{}", folder.path().join("records.db").display());
+    let service = Service::listen();
+    let flags = ["--store", &store, "--on-unknown-outcome", "refuse"];
+    let proxy = Running::proxy(service.address, &flags);
+    let failed = send(&proxy);
+    let mut connection = service.accept();
+    connection.request().unwrap();
+    connection.send("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(status(&failed.join().unwrap()), 500);
+
+    let keys = |arguments: &[&str]| {
+        retrysafe().args(["keys", "--store", &store, "--json"]).args(arguments).output().unwrap()
+    };
+    let read = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_slice(&keys(arguments).stdout).unwrap()
+    };
+    let unknown = read(&["list", "--state", "unknown"]);
+    let id = unknown["operation"].as_str().unwrap();
+    let message = folder.path().join("message");
+    fs::write(&message, b"\0\0\0\0\x02\x08\x01").unwrap();
+    let body = format!("@{}", message.display());
+    let grpc = "content-type: application/grpc";
+    let happened =
+        ["resolve", id, "--happened", "--status", "200", "--header", grpc, "--body", &body];
+    // Every retry would get it, and none could read it.
+    let endless = keys(&happened);
+    let error = String::from_utf8(endless.stderr).unwrap();
+    assert!(endless.status.code() == Some(2) && error.contains("grpc-status: 0"), "{error}");
+    let trailers = ["--trailer", "grpc-status: 0", "--trailer", "Checksum: 1"];
+    assert!(keys(&[&happened[..], &trailers].concat()).status.success());
+
+    let mut client = Connection::to(proxy.address);
+    client.send(&post("/orders", &format!("{KEY}TE: trailers\r\nConnection: close\r\n"), "{}"));
+    let resolved = client.rest();
+    assert!(resolved.starts_with("HTTP/1.1 200 "), "{resolved}");
+    let end = "7\r\n\0\0\0\0\x02\x08\x01\r\n0\r\ngrpc-status: 0\r\nchecksum: 1\r\n\r\n";
+    assert!(resolved.ends_with(end), "{resolved}");
+    let shown = read(&["show", id]);
+    let trailers = serde_json::json!([["grpc-status", "0"], ["checksum", "1"]]);
+    assert_eq!(shown["response"]["trailers"], trailers);
+}
