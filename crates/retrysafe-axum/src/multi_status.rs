@@ -1,10 +1,12 @@
 //! The answer of a batch endpoint.
 
+use std::collections::BTreeMap;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use retrysafe::{BatchReport, Disposition, Done, OnceError, ProblemStyle};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::respond::Overrule;
 
@@ -73,16 +75,15 @@ impl<T, E> MultiStatus<T, E> {
         self
     }
 
-    fn item(&self, result: &Result<Done<T>, OnceError<E>>) -> Value
+    fn item(&self, result: &Result<Done<T>, OnceError<E>>) -> String
     where
         T: Serialize,
         E: Serialize,
     {
-        let mut item = Map::new();
+        let mut item = Members::new();
         let shown = match result {
             Ok(done) => {
-                put_if(&mut item, done.replayed, "replayed", true);
-                put_if(&mut item, !done.recorded, "recorded", false);
+                put_flags(&mut item, done.replayed, done.recorded);
                 put(&mut item, StatusCode::OK, "value", &done.value)
             }
             Err(
@@ -94,8 +95,7 @@ impl<T, E> MultiStatus<T, E> {
                     ..
                 },
             ) => {
-                put_if(&mut item, *replayed, "replayed", true);
-                put_if(&mut item, !*recorded, "recorded", false);
+                put_flags(&mut item, *replayed, *recorded);
                 put(&mut item, failed.status(&self.problems), "error", error)
             }
             Err(failed) => {
@@ -107,18 +107,18 @@ impl<T, E> MultiStatus<T, E> {
             // It was done, and there is no way to say with what result.
             self.put_problem(&mut item, &OnceError::<E>::Undecodable(error));
         }
-        Value::Object(item)
+        object(item)
     }
 
-    fn put_problem(&self, item: &mut Map<String, Value>, failed: &OnceError<E>) {
+    fn put_problem(&self, item: &mut Members, failed: &OnceError<E>) {
         let rendered = self.problems.render(&failed.to_problem());
-        item.insert("status".to_owned(), rendered.status().as_u16().into());
+        item.insert("status", rendered.status().as_u16().to_string());
         let problem = serde_json::from_slice(rendered.body())
-            .unwrap_or_else(|_| String::from_utf8_lossy(rendered.body()).into());
-        item.insert("problem".to_owned(), problem);
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(rendered.body())));
+        item.insert("problem", problem.to_string());
         let after = rendered.headers().get(header::RETRY_AFTER);
         if let Some(seconds) = after.and_then(|it| it.to_str().ok()?.parse::<u64>().ok()) {
-            item.insert("retry_after".to_owned(), seconds.into());
+            item.insert("retry_after", seconds.to_string());
         }
     }
 }
@@ -139,15 +139,15 @@ impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
         let items: Vec<_> = self.report.items.iter().map(|result| self.item(result)).collect();
         let settled = self.report.items.iter().all(is_settled);
         let BatchReport { executed, replayed, failed, .. } = self.report;
-        let body = json!({
-            "executed": executed,
-            "replayed": replayed,
-            "failed": failed,
-            "items": items,
-        });
+        let body = object(Members::from([
+            ("executed", executed.to_string()),
+            ("replayed", replayed.to_string()),
+            ("failed", failed.to_string()),
+            ("items", format!("[{}]", items.join(","))),
+        ]));
         let json = HeaderValue::from_static("application/json");
         let headers = [(header::CONTENT_TYPE, json)];
-        let response = (StatusCode::MULTI_STATUS, headers, body.to_string());
+        let response = (StatusCode::MULTI_STATUS, headers, body);
         // E4: a layer would keep a 207, and its items would stay as they are for as long.
         match settled {
             true => response.into_response(),
@@ -156,19 +156,31 @@ impl<T: Serialize, E: Serialize> IntoResponse for MultiStatus<T, E> {
     }
 }
 
+/// The members of a JSON object, each as its text. A value is kept as text, and there are some that a
+/// [`Value`] does not hold: an integer of 128 bits, a float of 32.
+type Members = BTreeMap<&'static str, String>;
+
+fn object(members: Members) -> String {
+    let members: Vec<_> = members.iter().map(|(name, text)| format!("\"{name}\":{text}")).collect();
+    format!("{{{}}}", members.join(","))
+}
+
 fn put(
-    item: &mut Map<String, Value>,
+    item: &mut Members,
     status: StatusCode,
-    name: &str,
+    name: &'static str,
     value: &impl Serialize,
 ) -> serde_json::Result<()> {
-    item.insert(name.to_owned(), serde_json::to_value(value)?);
-    item.insert("status".to_owned(), status.as_u16().into());
+    item.insert(name, serde_json::to_string(value)?);
+    item.insert("status", status.as_u16().to_string());
     Ok(())
 }
 
-fn put_if(item: &mut Map<String, Value>, is_so: bool, name: &str, value: bool) {
-    if is_so {
-        item.insert(name.to_owned(), value.into());
+fn put_flags(item: &mut Members, replayed: bool, recorded: bool) {
+    if replayed {
+        item.insert("replayed", true.to_string());
+    }
+    if !recorded {
+        item.insert("recorded", false.to_string());
     }
 }

@@ -177,3 +177,42 @@ fn an_error_stands_for_one_status() {
     let kept = OnceError::<()>::Undecodable(serde_json::from_str::<()>("x").unwrap_err());
     assert_eq!(kept.status(&style).as_u16(), 409);
 }
+
+/// A value is kept as JSON's text, and some have no other that is as exact.
+#[tokio::test]
+async fn an_item_is_shown_as_it_is_kept() {
+    const WEI: u128 = u64::MAX as u128 + 1;
+    let once = Once::builder(MemoryStore::new()).build().unwrap();
+    for flag in ["", "\"replayed\":true,"] {
+        let prices = once.run_each(
+            "price",
+            &Scope::shared(),
+            ["book"],
+            |item| *item,
+            |_, _| async { Ok::<(u128, f32), ()>((WEI, 0.1)) },
+        );
+        let response = MultiStatus::new(prices.await).into_response();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        let shown = format!("[{{{flag}\"status\":200,\"value\":[{WEI},0.1]}}]");
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains(&shown), "{body}");
+    }
+}
+
+/// It was done, and there is no way to say with what result.
+#[tokio::test]
+async fn r4_an_item_that_json_can_not_write_is_unavailable() {
+    let once = Once::builder(MemoryStore::new()).build().unwrap();
+    let prices = once.run_each(
+        "price",
+        &Scope::shared(),
+        ["book"],
+        |item| *item,
+        |_, _| async { Ok::<_, ()>(std::collections::BTreeMap::from([((1, 2), 3)])) },
+    );
+    let response = MultiStatus::new(prices.await).into_response();
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let item = serde_json::from_slice::<Value>(&body).unwrap()["items"][0].clone();
+    assert_eq!((&item["status"], &item["value"]), (&json!(409), &Value::Null));
+    assert_eq!(item["problem"]["code"], "response_unavailable");
+}
