@@ -11,7 +11,7 @@ use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest, HttpResponse, ResponseError, body::BoxBody,
     dev::Payload, http::StatusCode, web,
 };
-use retrysafe::{Attempt, Code, IdempotencyKey, KeyRules, Problem, ProblemStyle};
+use retrysafe::{Attempt, IdempotencyKey, KeyRules, Problem, ProblemStyle};
 
 use crate::head;
 
@@ -65,7 +65,10 @@ impl FromRequest for OptionalKey {
 ///
 /// A request without a key has none: it is answered with the problem `missing_key`, and an
 /// `Option<CurrentAttempt>` is `None`. For one *with* a key a missing attempt means that no
-/// middleware guards this handler, which is answered with `handler_failed` and logged as an error.
+/// middleware guards this handler, which is answered with `handler_failed`, or that the middleware has
+/// let it through because the store can't be reached
+/// ([`OnStoreFailure::Bypass`](retrysafe::OnStoreFailure)), which is answered with
+/// `store_unavailable`. Both are logged as an error.
 ///
 /// ```
 /// use actix_web::{App, web};
@@ -179,12 +182,13 @@ fn attempt_of(request: &HttpRequest) -> Result<Attempt, Rejection> {
     if key_of(request)?.is_none() {
         return Err(missing_key(request));
     }
+    let problem = Problem::no_attempt(request.extensions().get());
     tracing::error!(
         path = request.path(),
-        "a handler asks for its attempt, and no idempotency middleware guards this request"
+        "a handler asks for its attempt, and there is none: {}",
+        problem.detail
     );
-    let detail = "No idempotency middleware guards this operation. Nothing was done.";
-    Err(Rejection::new(request, Problem::new(Code::HandlerFailed, detail)))
+    Err(Rejection::new(request, problem))
 }
 
 fn missing_key(request: &HttpRequest) -> Rejection {

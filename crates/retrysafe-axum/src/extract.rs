@@ -52,7 +52,9 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Key {
 ///
 /// A request without a key has none: it is answered with the problem `missing_key`, and an
 /// `Option<CurrentAttempt>` is `None`. For one *with* a key a missing attempt means that no layer
-/// guards this handler, which is answered with `handler_failed` and logged as an error.
+/// guards this handler, which is answered with `handler_failed`, or that the layer has let it through
+/// because the store can't be reached ([`OnStoreFailure::Bypass`](retrysafe::OnStoreFailure)), which
+/// is answered with `store_unavailable`. Both are logged as an error.
 ///
 /// ```
 /// use retrysafe_axum::CurrentAttempt;
@@ -86,12 +88,13 @@ impl<S: Send + Sync> FromRequestParts<S> for CurrentAttempt {
         if key_of(parts)?.is_none() {
             return Err(missing_key(parts));
         }
+        let problem = Problem::no_attempt(parts.extensions.get());
         tracing::error!(
             path = parts.uri.path(),
-            "a handler asks for its attempt, and no idempotency layer guards this request"
+            "a handler asks for its attempt, and there is none: {}",
+            problem.detail
         );
-        let detail = "No idempotency layer guards this operation. Nothing was done.";
-        Err(Rejection::new(parts, Problem::new(Code::HandlerFailed, detail)))
+        Err(Rejection::new(parts, problem))
     }
 }
 
@@ -107,8 +110,8 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for CurrentAttempt {
 /// store's, such as `PostgresTransaction` of `retrysafe-sqlx`, or [`Phases`](retrysafe::Phases) of it, for
 /// a handler that calls other services in between.
 ///
-/// It is lent until the value is dropped, to one at a time. A request without a key has none: it is
-/// answered with `missing_key`. One *with* a key whose store lends no `T`, or that has lent it to
+/// It is lent until the value is dropped, to one at a time. A request without an attempt has none, and
+/// is answered as [`CurrentAttempt`] does. One whose store lends no `T`, or that has lent it to
 /// somebody else, is answered with `handler_failed` and logged as an error.
 ///
 /// ```

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value};
 
-use crate::{InvalidKey, KeyReason};
+use crate::{IdempotencyKey, InvalidKey, KeyReason};
 
 /// What went wrong. Clients branch on its [name](Code::as_str).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -177,6 +177,24 @@ impl Problem {
             KeyReason::Duplicate,
             "The key in the header and the one in the body are not the same.",
         ))
+    }
+
+    /// A handler needs its attempt, and its request, which has a key, has none. Either a layer has let
+    /// it through because the store can't be reached (D4): it has put the key among the request's
+    /// extensions, where `let_through` was found. Or no layer guards the handler.
+    pub fn no_attempt(let_through: Option<&IdempotencyKey>) -> Self {
+        match let_through {
+            Some(_) => Self::new(
+                Code::StoreUnavailable,
+                "The idempotency store can't be reached, and this operation needs it. Try again with \
+                 the same key.",
+            )
+            .retry_after(Duration::from_secs(1)),
+            None => Self::new(
+                Code::HandlerFailed,
+                "No idempotency layer guards this operation. Nothing was done.",
+            ),
+        }
     }
 
     /// Says when to try again.

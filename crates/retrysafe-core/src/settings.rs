@@ -357,6 +357,8 @@ pub enum OnStoreFailure {
     /// 503 `store_unavailable`.
     #[default]
     Fail,
-    /// The handler runs unprotected, and the response says so. **A retry may run it again.**
+    /// The handler runs unprotected, and the response says so. **A retry may run it again.** There is
+    /// no attempt then: a handler that can't do without, because it asks for one or for its
+    /// transaction, answers 503 `store_unavailable` all the same.
     Bypass,
 }

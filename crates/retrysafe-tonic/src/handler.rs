@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
-use retrysafe::{Attempt, Code, IdempotencyKey, KeyRules, Overrule, Problem, Quoting};
+use retrysafe::{Attempt, IdempotencyKey, KeyRules, Overrule, Problem, Quoting};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::status::to_status;
@@ -29,8 +29,10 @@ pub trait IdempotentRequest {
     /// # Errors
     ///
     /// A request without a key has none: the status says `MISSING_KEY`. For one *with* a key a
-    /// missing attempt means that no layer covers this method, which is `HANDLER_FAILED` and is
-    /// logged as an error. A handler that takes both asks
+    /// missing attempt means that no layer covers this method, which is `HANDLER_FAILED`, or that the
+    /// layer has let it through because the store can't be reached
+    /// ([`OnStoreFailure::Bypass`](retrysafe::OnStoreFailure)), which is `STORE_UNAVAILABLE`. Both
+    /// are logged as an error. A handler that goes on without asks
     /// `request.extensions().get::<Attempt>()`.
     fn attempt(&self) -> Result<&Attempt, Status>;
 
@@ -55,14 +57,15 @@ impl<T> IdempotentRequest for Request<T> {
         if let Some(attempt) = self.extensions().get::<Attempt>() {
             return Ok(attempt);
         }
-        let keyed = self.extensions().get::<IdempotencyKey>().is_some()
+        let let_through = self.extensions().get::<IdempotencyKey>();
+        let keyed = let_through.is_some()
             || self.metadata().contains_key(KeyRules::default().header_name().as_str());
         if !keyed {
             return Err(to_status(&Problem::missing_key()));
         }
-        tracing::error!("a handler asks for its attempt, and no idempotency layer covers it");
-        let detail = "No idempotency layer guards this operation. Nothing was done.";
-        Err(to_status(&Problem::new(Code::HandlerFailed, detail)))
+        let problem = Problem::no_attempt(let_through);
+        tracing::error!("a handler asks for its attempt, and there is none: {}", problem.detail);
+        Err(to_status(&problem))
     }
 
     fn with_key(mut self, key: &IdempotencyKey) -> Self {

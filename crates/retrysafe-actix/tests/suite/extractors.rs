@@ -3,8 +3,9 @@
 use actix_web::{App, http::StatusCode, web};
 use retrysafe_actix::{
     CurrentAttempt, Idempotency, IdempotencyKey, JsonPointer, Key, KeyRules, KeySource,
-    MemoryStore, OperationId, OptionalKey, ProblemStyle, Scope,
+    MemoryStore, OnStoreFailure, OperationId, OptionalKey, ProblemStyle, Scope,
 };
+use retrysafe_testkit::{Fault, Faulty, Verb};
 use serde_json::{Value, json};
 
 use crate::support::{KEY, app, call, idempotency, keyless, post};
@@ -125,12 +126,29 @@ async fn an_attempt_without_a_middleware_is_a_mistake_that_is_told() {
     let refused = call!(bare, post("/attempt", ""));
     assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(refused.code(), "handler_failed");
-    assert!(refused.json()["detail"].as_str().unwrap().contains("No idempotency middleware"));
+    assert!(refused.json()["detail"].as_str().unwrap().contains("No idempotency layer"));
 
     // K5: a middleware that does not cover the method guards nothing.
     let guarded = app!(App::new().configure(routes).wrap(idempotency()));
     let request = post("/get-attempt", "").method(actix_web::http::Method::GET);
     assert_eq!(call!(guarded, request).code(), "handler_failed");
+}
+
+/// The middleware has let it through because it was asked to, and there is nothing to fix in the
+/// service.
+#[actix_web::test]
+async fn d4_an_attempt_that_there_is_not_without_the_store_is_a_matter_of_time() {
+    let store = Faulty::new(MemoryStore::new());
+    let idempotency = Idempotency::builder(store.clone(), Scope::shared())
+        .settings(|it| it.on_store_failure = OnStoreFailure::Bypass)
+        .build()
+        .unwrap();
+    let app = app!(App::new().configure(routes).wrap(idempotency));
+    store.script().next(Verb::Begin, Fault::Unreachable);
+    let refused = call!(app, post("/attempt", ""));
+    assert_eq!((refused.status.as_u16(), refused.code()), (503, "store_unavailable".to_owned()));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(call!(app, post("/attempt", "")).json()["number"], 1);
 }
 
 #[actix_web::test]

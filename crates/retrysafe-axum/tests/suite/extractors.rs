@@ -8,8 +8,9 @@ use axum::{
 };
 use retrysafe_axum::{
     CurrentAttempt, IdempotencyKey, IdempotencyLayer, IdempotentRouter, JsonPointer, Key, KeyRules,
-    KeySource, MemoryStore, OperationId, ProblemStyle, Scope,
+    KeySource, MemoryStore, OnStoreFailure, OperationId, ProblemStyle, Scope,
 };
+use retrysafe_testkit::{Fault, Faulty, Verb};
 use serde_json::{Value, json};
 
 use crate::support::{KEY, call, layer, post as post_with_key};
@@ -137,6 +138,24 @@ async fn an_attempt_without_a_layer_is_a_mistake_that_is_told() {
     let app: Router = Router::new().route("/", get(attempt)).idempotent(layer());
     let request = Request::get("/").header("idempotency-key", KEY).body("".into()).unwrap();
     assert_eq!(call(&app, request).await.code(), "handler_failed");
+}
+
+/// The layer has let it through because it was asked to, and there is nothing to fix in the service.
+#[tokio::test]
+async fn d4_an_attempt_that_there_is_not_without_the_store_is_a_matter_of_time() {
+    let store = Faulty::new(MemoryStore::new());
+    let layer = IdempotencyLayer::builder(store.clone(), Scope::shared())
+        .settings(|it| it.on_store_failure = OnStoreFailure::Bypass)
+        .build()
+        .unwrap();
+    let app = routes().idempotent(layer);
+    store.script().next(Verb::Begin, Fault::Unreachable);
+    let refused = call(&app, post_with_key("/attempt", "")).await;
+    assert_eq!((refused.status.as_u16(), refused.code()), (503, "store_unavailable".to_owned()));
+    assert_eq!(refused.headers["retry-after"], "1");
+    store.script().next(Verb::Begin, Fault::Unreachable);
+    assert_eq!(call(&app, post_with_key("/perhaps-attempt", "")).await.body, "none");
+    assert_eq!(call(&app, post_with_key("/attempt", "")).await.json()["number"], 1);
 }
 
 #[tokio::test]

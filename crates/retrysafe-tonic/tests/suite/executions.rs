@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use retrysafe_testkit::{Fault, Verb};
 use retrysafe_tonic::{
-    Attempt, IdempotentRequest as _, OnInFlight, OutcomeOverrule, Overrule, Overruled as _,
+    Attempt, IdempotentRequest as _, OnInFlight, OnStoreFailure, OutcomeOverrule, Overrule,
+    Overruled as _,
 };
 use tokio::{task::JoinSet, time};
 use tonic::{Code, Status};
@@ -172,17 +173,26 @@ async fn e3_the_handler_is_told_of_its_attempt() {
 
 #[tokio::test]
 async fn e3_a_handler_without_an_attempt_says_why() {
-    let (_, layer) = default_layer();
+    let (_, guarding) = default_layer();
     let ledger = TestLedger::new(|run, request| async move {
         assert!(request.extensions().get::<Attempt>().is_none());
         request.attempt()?;
         transferred(run)
     });
-    let status = ledger.behind(&layer).refused(bare(1)).await;
+    let status = ledger.behind(&guarding).refused(bare(1)).await;
     assert_problem(&status, Code::InvalidArgument, "MISSING_KEY");
     let unguarded = Client::of(Service::new(ledger.server()));
     let status = unguarded.refused(keyed("k", 1)).await;
     assert_problem(&status, Code::Internal, "HANDLER_FAILED");
+
+    // D4: the layer has let it through, as it was asked to, and there is nothing to fix in the service.
+    let store = store();
+    let bypassing = layer(&store).settings(|it| it.on_store_failure = OnStoreFailure::Bypass);
+    let client = ledger.behind(&bypassing.build().unwrap());
+    store.script().next(Verb::Begin, Fault::Unreachable);
+    let status = client.refused(keyed("k", 1)).await;
+    assert_problem(&status, Code::Unavailable, "STORE_UNAVAILABLE");
+    assert_eq!(pushback(&status), Some("1000"));
 }
 
 #[tokio::test]
