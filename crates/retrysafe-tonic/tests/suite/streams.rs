@@ -76,6 +76,25 @@ async fn g1_a_listed_method_that_streams_runs_once_and_does_not_hang() {
     assert_eq!(ledger.runs.get(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn e2_a_listed_stream_that_never_ends_is_run_again_after_its_lease() {
+    let (_, layer) = wrongly_listed();
+    let ledger = TestLedger::counting()
+        .watching(|run| Box::pin(stream::iter([item(&run.to_string())]).chain(stream::pending())));
+    let mut client = ledger.behind(&layer).0;
+    let mut first = client.watch(watch("k")).await.unwrap().into_inner();
+    assert_eq!(first.message().await.unwrap().unwrap().transfer_id, "1");
+    // `max_execution`.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let status = client.watch(watch("k")).await.unwrap_err();
+    assert_problem(&status, Code::Aborted, "IN_PROGRESS");
+    // And a lease.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    let mut second = client.watch(watch("k")).await.unwrap().into_inner();
+    assert_eq!(second.message().await.unwrap().unwrap().transfer_id, "2");
+    assert_eq!(ledger.runs.get(), 2);
+}
+
 #[tokio::test]
 async fn g4_a_stream_that_fails_is_ambiguous() {
     let (store, layer) = wrongly_listed();
