@@ -330,9 +330,10 @@ pub struct Unknown {
 /// What a reconciling function found out: with a response, or with the value of a function that has
 /// no response. `Debug` shows neither.
 pub enum Reconciled<R = Response<Bytes>> {
-    /// It happened, and this is what came of it. Over gRPC the status of a response with a message
-    /// is that of its header `grpc-status`, or OK; it is sent where clients look for it, in the
-    /// trailers.
+    /// It happened, and this is what came of it. It is kept; an [`Overrule`](crate::Overrule) among a
+    /// response's extensions says for how long, or that its body is not (E4). Over gRPC the status of
+    /// a response with a message is that of its header `grpc-status`, or OK; it is sent where clients
+    /// look for it, in the trailers.
     Happened(R),
     /// It did not happen: run it.
     DidNotHappen,

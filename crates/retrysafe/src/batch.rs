@@ -188,6 +188,7 @@ where
 
     /// As [`OnceRun::retention`], for every item.
     pub fn retention(mut self, retention: Duration) -> Self {
+        self.once = self.once.remembering(retention);
         self.rules.retention = Some(retention);
         self
     }

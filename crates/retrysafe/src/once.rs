@@ -312,6 +312,11 @@ impl<S: Store> Once<S> {
     {
         Self { guard: run::reconciling(&self.guard, look) }
     }
+
+    /// The same, but it remembers for so long.
+    pub(crate) fn remembering(&self, retention: Duration) -> Self {
+        Self { guard: run::remembering(&self.guard, retention) }
+    }
 }
 
 impl<S> Clone for Once<S> {

@@ -274,7 +274,11 @@ impl<S: Store> Conclusion<S> {
     }
 
     /// An earlier attempt did it after all: its response is kept and given, as a replay.
-    async fn happened<B, R>(self, response: Response<Bytes>, mut body: RequestBody<B>) -> Answer<R>
+    async fn happened<B, R>(
+        self,
+        mut response: Response<Bytes>,
+        mut body: RequestBody<B>,
+    ) -> Answer<R>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     {
@@ -286,17 +290,21 @@ impl<S: Store> Conclusion<S> {
             let _ = self.execution.end(End::GiveUp).await;
             return guard.outcome_unknown(id, number);
         }
+        // E4. It happened, so what becomes of its record is no question; with what, and for how long, is.
+        let Overrule { outcome, retention } = guard.door.take_overrule(&mut response);
         let (mut head, data) = response.into_parts();
         // G4: a client looks for how it ended behind the message.
         let trailers = (guard.door == Door::Grpc && !data.is_empty())
             .then(|| Box::new(grpc::take_end(&mut head.headers)));
         let data = [data];
+        let fits = data[0].len() <= guard.settings.max_kept_body;
+        let kept = fits && outcome != Some(OutcomeOverrule::OmitBody);
         let written = Written {
             head: &head,
-            data: Some(&data[..]).filter(|it| it[0].len() <= guard.settings.max_kept_body),
+            data: kept.then_some(&data[..]),
             trailers: trailers.as_deref(),
             stream: false,
-            retention: None,
+            retention,
         };
         let end = self.end(Disposition::Keep, &written);
         let again = || self.guard.payload(&written, self.trace);

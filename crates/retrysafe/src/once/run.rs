@@ -82,8 +82,11 @@ impl<S: Store, H, T, E: Send + 'static> OnceRun<S, H, T, E> {
         self
     }
 
-    /// How long the outcome answers retries, instead of the retention in the settings (E4).
+    /// How long the outcome answers retries, instead of the retention in the settings (E4), and how
+    /// long an attempt that never completed is remembered (R8). That is never shorter than
+    /// `max_execution` plus the lease.
     pub fn retention(mut self, retention: Duration) -> Self {
+        self.guard = remembering(&self.guard, retention);
         self.rules.retention = Some(retention);
         self
     }
@@ -192,8 +195,7 @@ where
     L: Fn(Unknown) -> R + Send + Sync + 'static,
     R: Future<Output = Reconciled<T>> + Send + 'static,
 {
-    let mut settings = Settings::clone(&guard.settings);
-    settings.on_unknown_outcome = OnUnknownOutcome::reconcile(move |unknown| {
+    let on_unknown_outcome = OnUnknownOutcome::reconcile(move |unknown| {
         look(unknown).map(|looked| match looked {
             Reconciled::Happened(value) => match happened(&value) {
                 Ok(response) => Reconciled::Happened(response),
@@ -207,6 +209,19 @@ where
             Reconciled::StillUnknown => Reconciled::StillUnknown,
         })
     });
+    with(guard, |settings| settings.on_unknown_outcome = on_unknown_outcome)
+}
+
+/// A guard that remembers what it claims and what it finds out for so long (R8).
+pub(crate) fn remembering<S: Store>(guard: &Guard<S>, retention: Duration) -> Arc<Guard<S>> {
+    // E2: a record must not end while its attempt is still held.
+    with(guard, |settings| settings.retention = retention.max(settings.keep_counters_for()))
+}
+
+/// The same guard for one call, or one batch, with other settings.
+fn with<S: Store>(guard: &Guard<S>, change: impl FnOnce(&mut Settings)) -> Arc<Guard<S>> {
+    let mut settings = Settings::clone(&guard.settings);
+    change(&mut settings);
     Arc::new(Guard { settings: Arc::new(settings), ..Guard::clone(guard) })
 }
 

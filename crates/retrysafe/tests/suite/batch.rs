@@ -10,8 +10,10 @@ use std::{
 
 use futures_util::StreamExt as _;
 use retrysafe::{
-    BatchProgress, BatchReport, Code, OnInFlight, OnceContext, OnceError, Reconciled, Scope,
+    BatchProgress, BatchReport, Code, MemoryStore, OnInFlight, OnUnknownOutcome, Once, OnceContext,
+    OnceError, Reconciled, Scope,
 };
+use retrysafe_testkit::ManualClock;
 
 use crate::{
     common::*,
@@ -274,4 +276,27 @@ async fn d3_each_item_is_reconciled_by_its_key() {
     assert_eq!(counts(&report), (2, 1, 1));
     assert_eq!(report.items[0].as_ref().unwrap().value, 100);
     assert_eq!(report.items[1].as_ref().unwrap_err().code(), Some(Code::OutcomeUnknown));
+}
+
+#[tokio::test]
+async fn d3_r8_what_is_unknown_of_an_item_is_remembered_for_its_retention() {
+    let clock = Arc::new(ManualClock::new());
+    let memory = MemoryStore::builder().clock(clock.clone()).build().unwrap();
+    let once = Once::builder(memory).on_unknown_outcome(OnUnknownOutcome::Refuse).build().unwrap();
+    let import = || {
+        once.run_each(
+            "import",
+            &Scope::shared(),
+            0_u64..4,
+            |number| number.to_string(),
+            |_, _| async { Err::<(), _>(Refusal::Lost) },
+        )
+        .retention(48 * 3600 * SECOND)
+    };
+    for refused in [false, true] {
+        for item in import().await.items {
+            assert_eq!(item.unwrap_err().code() == Some(Code::OutcomeUnknown), refused);
+        }
+        clock.advance(47 * 3600 * SECOND);
+    }
 }

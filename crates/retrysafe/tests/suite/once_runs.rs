@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use retrysafe::{
     Code, Inspect as _, MemoryStore, OnInFlight, OnStoreFailure, OnUnknownOutcome, Once,
-    OnceContext, OnceError, Reconciled, Resolution, Scope, StoreErrorKind,
+    OnceBuilder, OnceContext, OnceError, Reconciled, Resolution, Scope, StoreErrorKind,
 };
-use retrysafe_testkit::{Fault, Faulty, TokioClock, Verb};
+use retrysafe_testkit::{Fault, Faulty, ManualClock, TokioClock, Verb};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
     once::{Receipt, Refusal, SECOND, assert_code, default_once, failing, on, order, state_of},
     unknown::Down,
 };
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[tokio::test]
 async fn e1_dropping_the_call_changes_nothing() {
@@ -235,11 +237,18 @@ async fn d4_a_store_that_is_down_is_not_definite() {
     assert_eq!(runs.now(), 0);
 }
 
+/// A clock, and a `Once` whose records live by it.
+fn aging(
+    change: impl FnOnce(OnceBuilder<TestStore>) -> OnceBuilder<TestStore>,
+) -> (Arc<ManualClock>, Once<TestStore>) {
+    let clock = Arc::new(ManualClock::new());
+    let memory = MemoryStore::builder().clock(clock.clone()).build().unwrap();
+    (clock, change(Once::builder(Faulty::new(memory))).build().unwrap())
+}
+
 #[tokio::test]
 async fn e4_retention_of_one_run() {
-    let clock = Arc::new(retrysafe_testkit::ManualClock::new());
-    let memory = MemoryStore::builder().clock(clock.clone()).build().unwrap();
-    let once = Once::builder(Faulty::new(memory)).build().unwrap();
+    let (clock, once) = aging(|once| once);
     let runs = Count::default();
     let order = |key: &'static str| order!(once, runs, key, "a");
     order("short").retention(60 * SECOND).await.unwrap();
@@ -247,6 +256,49 @@ async fn e4_retention_of_one_run() {
     clock.advance(61 * SECOND);
     assert!(!order("short").await.unwrap().replayed);
     assert!(order("usual").await.unwrap().replayed);
+}
+
+#[tokio::test]
+async fn e4_retention_of_one_run_that_was_reconciled() {
+    let (clock, once) = aging(|once| once);
+    let runs = Count::default();
+    failing!(once, runs, "k", Refusal::Lost).retention(30 * DAY).await.unwrap_err();
+    let happened = |_| async { Reconciled::Happened(Receipt { run: 77 }) };
+    let before = order!(once, runs, "k", "a").retention(30 * DAY).reconcile(happened);
+    assert_eq!(before.await.unwrap().value.run, 77);
+    for (days, replayed) in [(29, true), (1, false)] {
+        clock.advance(days * DAY);
+        // In the other order of what is said of it as well.
+        let retry = order!(once, runs, "k", "a").reconcile(happened).retention(30 * DAY);
+        assert_eq!(retry.await.unwrap().replayed, replayed);
+    }
+    assert_eq!(runs.now(), 2);
+}
+
+#[tokio::test]
+async fn d3_r8_an_unknown_outcome_is_refused_for_the_retention_of_its_run() {
+    let (clock, once) = aging(|once| once.on_unknown_outcome(OnUnknownOutcome::Refuse));
+    let runs = Count::default();
+    failing!(once, runs, "long", Refusal::Lost).retention(30 * DAY).await.unwrap_err();
+    // E2: no claim is forgotten while its attempt may be held.
+    failing!(once, runs, "short", Refusal::Lost).retention(SECOND).await.unwrap_err();
+    for (key, later) in [("short", 600 * SECOND), ("long", 29 * DAY)] {
+        clock.advance(later);
+        assert_code(order!(once, runs, key, "a").await, Code::OutcomeUnknown);
+    }
+    assert_eq!(runs.now(), 2);
+    clock.advance(DAY);
+    assert!(!order!(once, runs, "long", "a").await.unwrap().replayed);
+}
+
+#[tokio::test]
+async fn e4_a_run_may_be_kept_for_ever() {
+    let (clock, once) = aging(|once| once);
+    let runs = Count::default();
+    let order = || order!(once, runs, "k", "a").retention(Duration::MAX);
+    order().await.unwrap();
+    clock.advance(36_500 * DAY);
+    assert!(order().await.unwrap().replayed);
 }
 
 #[tokio::test(start_paused = true)]

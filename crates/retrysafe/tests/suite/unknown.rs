@@ -10,9 +10,10 @@ use http::Response;
 use retrysafe::{
     About, Attempt, Begin, Claim, Fingerprint, Held, IdempotencyLayer, Inspect as _, KeptHeaders,
     Lease, MemoryStore, OnInFlight, OnStoreFailure, OnUnknownOutcome, OperationId, Outcome,
-    Reconciled, Resolution, Scope, Store, StoreError, StoreErrorKind, Swept,
+    OutcomeOverrule, Overrule, Reconciled, Resolution, Scope, Store, StoreError, StoreErrorKind,
+    Swept,
 };
-use retrysafe_testkit::{Fault, Point, Verb};
+use retrysafe_testkit::{Fault, Faulty, ManualClock, Point, Verb};
 use tokio::time::sleep;
 
 use crate::common::*;
@@ -311,6 +312,31 @@ async fn d3_r4_what_happened_with_a_long_response_is_given_whole_once() {
     retry.assert_problem(409, "response_unavailable");
     assert_eq!(retry.member("original_status"), 202);
     assert_eq!(orders.runs(), 1);
+}
+
+#[tokio::test]
+async fn d3_e4_what_happened_is_kept_as_its_response_says() {
+    let clock = Arc::new(ManualClock::new());
+    let memory = MemoryStore::builder().clock(clock.clone()).build().unwrap();
+    let store = Faulty::new(memory);
+    let reconcile = OnUnknownOutcome::reconcile(|unknown| async move {
+        let omit = unknown.context.key().as_str() == "secret";
+        let outcome = omit.then_some(OutcomeOverrule::OmitBody);
+        let overrule = Overrule { outcome, retention: Some(48 * 3600 * SECOND) };
+        let found = Response::builder().status(202).extension(overrule).body("found".into());
+        Reconciled::Happened(found.unwrap())
+    });
+    let orders = Guarded::new(&after_unknown(&store, reconcile), |_, _| async { status(500) });
+    for key in ["k", "secret"] {
+        assert_eq!(orders.send(order(key, "a")).await.status, 500);
+        let found = orders.call(order(key, "a")).await;
+        assert!(found.extensions().get::<Overrule>().is_none());
+        Answer::read(found).await.assert_replay(202, "found");
+    }
+    clock.advance(47 * 3600 * SECOND);
+    orders.send(order("k", "a")).await.assert_replay(202, "found");
+    orders.send(order("secret", "a")).await.assert_problem(409, "response_unavailable");
+    assert_eq!(orders.runs(), 2);
 }
 
 #[tokio::test(start_paused = true)]
