@@ -1,6 +1,7 @@
 //! What becomes of a handler's result: how it is kept, and how it is read again (O2, O3).
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -171,7 +172,7 @@ impl<E: Send + 'static> ErrorRules<E> {
         let body = body.collect().await.map(|it| it.to_bytes()).unwrap_or_default();
         match (head.status, &self.keep) {
             (KEPT_ERROR, Some(keep)) => {
-                let error = (keep.decode)(&body).map_err(OnceError::Undecodable)?;
+                let error = caught(|| (keep.decode)(&body)).map_err(OnceError::Undecodable)?;
                 Err(OnceError::Failed { error, disposition: Disposition::Keep, replayed, recorded })
             }
             // It was kept by a build that could read it.
@@ -179,7 +180,8 @@ impl<E: Send + 'static> ErrorRules<E> {
                 "it is an error of the handler, and `keep_if` is not set",
             ))),
             _ => {
-                let value = serde_json::from_slice(&body).map_err(OnceError::Undecodable)?;
+                let value = caught(|| serde_json::from_slice(&body));
+                let value = value.map_err(OnceError::Undecodable)?;
                 Ok(Done { value, replayed, attempt: None, recorded })
             }
         }
@@ -215,7 +217,8 @@ impl<E> Clone for ErrorRules<E> {
 /// A value as it is kept, and as every retry reads it: the first caller gets no other. It is not
 /// kept if it can't be written, or can't be read again.
 fn round_trip<T: Serialize + DeserializeOwned>(value: T) -> (Option<Bytes>, T) {
-    let kept = serde_json::to_vec(&value).and_then(|bytes| {
+    let kept = caught(|| {
+        let bytes = serde_json::to_vec(&value)?;
         let read = serde_json::from_slice(&bytes)?;
         Ok((Bytes::from(bytes), read))
     });
@@ -228,4 +231,10 @@ fn round_trip<T: Serialize + DeserializeOwned>(value: T) -> (Option<Bytes>, T) {
             (None, value)
         }
     }
+}
+
+/// What was to be read or written is of a type of the user's, whose code may panic: by then the work is
+/// done, so that is no more than a value that can't be read.
+fn caught<T>(read: impl FnOnce() -> serde_json::Result<T>) -> serde_json::Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(de::Error::custom("it panicked")))
 }

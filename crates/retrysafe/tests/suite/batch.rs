@@ -17,7 +17,7 @@ use retrysafe_testkit::ManualClock;
 
 use crate::{
     common::*,
-    once::{Refusal, SECOND, default_once, on},
+    once::{Odd, Refusal, SECOND, default_once, on},
 };
 
 fn counts<T, E>(report: &BatchReport<T, E>) -> (usize, usize, usize) {
@@ -99,6 +99,25 @@ async fn a_failed_item_does_not_stop_the_others() {
         report.items[5],
         Err(OnceError::Failed { error: Refusal::Declined, replayed: true, .. })
     ));
+}
+
+#[tokio::test]
+async fn an_item_that_panics_when_it_is_read_does_not_stop_the_others() {
+    let (_, once) = default_once();
+    // Kept by a build that could read it.
+    once.run("odd", &Scope::shared(), "2", &2_u64, |_| async { Ok::<u64, Refusal>(2) })
+        .await
+        .unwrap();
+    let batch = once.run_each(
+        "odd",
+        &Scope::shared(),
+        1_u64..=3,
+        |number| number.to_string(),
+        |number, _| async move { Ok::<_, Refusal>(Odd::Read(number)) },
+    );
+    let report = batch.concurrency(1).await;
+    assert_eq!(counts(&report), (2, 0, 1));
+    assert!(matches!(report.items[1], Err(OnceError::Undecodable(_))));
 }
 
 #[tokio::test]

@@ -341,6 +341,72 @@ async fn o3_a_value_that_cannot_be_written_is_done_all_the_same() {
     assert_eq!(runs.now(), 1);
 }
 
+/// A number whose reading or writing panics, as a `try_from` with an `unwrap` in it does.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Odd {
+    Read(u64),
+    Written(u64),
+}
+
+impl Serialize for Odd {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let (Self::Read(number) | Self::Written(number)) = self;
+        assert!(*self == Self::Read(*number), "a panic on purpose");
+        number.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Odd {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let number = u64::deserialize(from)?;
+        assert!(number % 2 == 1, "a panic on purpose");
+        Ok(Self::Read(number))
+    }
+}
+
+#[tokio::test]
+async fn o3_a_value_that_panics_when_it_is_written_or_read_is_done_all_the_same() {
+    let (_, once) = default_once();
+    let runs = Count::default();
+    for (key, odd) in [("read", (|| Odd::Read(2)) as fn() -> Odd), ("written", || Odd::Written(1))]
+    {
+        let run = |outcome: fn(Odd) -> Result<Odd, Odd>, key: String| {
+            let counted = runs.clone();
+            let run = once.run("order", &Scope::shared(), &*key, "a", move |_| async move {
+                counted.more();
+                outcome(odd())
+            });
+            run.keep_if(|_| true)
+        };
+        assert_eq!(run(Ok, format!("{key} value")).await.unwrap().value, odd());
+        let error = run(Err, format!("{key} error")).await.unwrap_err();
+        assert!(error.is_definite());
+        assert_eq!(error.into_handler_error(), Some(odd()));
+        for kept in ["value", "error"] {
+            let retry = run(Ok, format!("{key} {kept}")).await;
+            assert_code(retry, Code::ResponseUnavailable);
+        }
+    }
+    assert_eq!(runs.now(), 4);
+}
+
+#[tokio::test]
+async fn o3_a_kept_value_whose_reading_panics_is_an_error_and_never_runs_again() {
+    let (_, once) = default_once();
+    // Kept by a build that could read it.
+    for key in ["value", "error"] {
+        let kept = once.run("order", &Scope::shared(), key, "a", move |_| async move {
+            if key == "value" { Ok(2_u64) } else { Err(2_u64) }
+        });
+        let _ = kept.keep_if(|_| true).await;
+        let retry = once.run("order", &Scope::shared(), key, "a", |_| async {
+            if true { panic!("it ran again") } else { Err::<Odd, Odd>(Odd::Read(1)) }
+        });
+        let retry = retry.keep_if(|_| true).await;
+        assert!(matches!(retry, Err(OnceError::Undecodable(_))), "{retry:?}");
+    }
+}
+
 #[tokio::test]
 async fn o3_what_the_first_caller_gets_is_what_a_retry_gets() {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
