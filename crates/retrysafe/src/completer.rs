@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use retrysafe_core::{
-    Abandoned, FindAbandoned, IdempotencyKey, OperationId, Scope, Store, StoreError, StoreErrorKind,
+    Abandoned, FindAbandoned, IdempotencyKey, KeyRules, OperationId, Scope, Store, StoreError,
+    StoreErrorKind,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -22,6 +23,7 @@ use tokio::{
 
 use crate::{
     Once,
+    engine::CENTURY,
     guard::{Prepared, Received},
     once::asked::target,
     phases::CALL,
@@ -140,6 +142,9 @@ struct Kept {
     input: String,
 }
 
+/// What is kept is no call that this build can read.
+struct Unreadable;
+
 impl KeptCall {
     /// A call, to be kept.
     pub(crate) fn of(asked: &Prepared<Full<Bytes>>) -> Option<Arc<str>> {
@@ -209,10 +214,10 @@ impl<S: Store + FindAbandoned> Completer<S> {
         self
     }
 
-    /// How often to look, on average: 60 s by default. It is also how long an operation that could not
-    /// be finished is left alone the first time.
+    /// How often to look, on average: 60 s by default, and every 100 years at least. It is also how
+    /// long an operation that could not be finished is left alone the first time.
     pub fn every(mut self, every: Duration) -> Self {
-        self.every = every.max(Duration::from_millis(1));
+        self.every = every.clamp(Duration::from_millis(1), CENTURY);
         self
     }
 
@@ -269,8 +274,19 @@ impl<S: Store + FindAbandoned> Completer<S> {
             let page = page?;
             after = page.last().map(|last| last.id);
             for abandoned in &page {
-                let Some((go_on, call)) = self.call_of(abandoned) else { continue };
-                let (id, go_on) = (abandoned.id, go_on.clone());
+                let id = abandoned.id;
+                let (go_on, call) = match self.call_of(abandoned) {
+                    Ok(Some(ours)) => ours,
+                    Ok(None) => continue,
+                    Err(Unreadable) => {
+                        seen.insert(id);
+                        if self.left.insert(id) {
+                            tracing::error!(operation = %id, "a kept call can't be read: see to it");
+                        }
+                        continue;
+                    }
+                };
+                let go_on = go_on.clone();
                 completed.found += 1;
                 seen.insert(id);
                 if !self.is_due(abandoned) {
@@ -333,17 +349,20 @@ impl<S: Store + FindAbandoned> Completer<S> {
     }
 
     /// The call that began an operation, if it was kept, and is one of ours.
-    fn call_of(&self, abandoned: &Abandoned) -> Option<(&GoOn, KeptCall)> {
-        let parts: BTreeMap<String, String> = serde_json::from_slice(&abandoned.points).ok()?;
-        let kept: Kept = serde_json::from_str(parts.get(CALL)?).ok()?;
-        let go_on = self.calls.get(&kept.operation)?;
-        let scope = Scope::from_encoded(&kept.scope)?;
-        // Whatever the rules for keys are by now: one that tells its age may have become too old, and
-        // then the call is refused, which is counted and told.
-        let key = IdempotencyKey::new(&kept.key).ok()?;
+    fn call_of(&self, abandoned: &Abandoned) -> Result<Option<(&GoOn, KeptCall)>, Unreadable> {
+        let parts: BTreeMap<String, String> =
+            serde_json::from_slice(&abandoned.points).map_err(|_| Unreadable)?;
+        let Some(kept) = parts.get(CALL) else { return Ok(None) };
+        let kept: Kept = serde_json::from_str(kept).map_err(|_| Unreadable)?;
+        let Some(go_on) = self.calls.get(&kept.operation) else { return Ok(None) };
+        let scope = Scope::from_encoded(&kept.scope).ok_or(Unreadable)?;
+        // Whatever the rules for keys are by now: one that is too long for them, or tells an age that is
+        // too old, is refused when it is called with, which is counted and told.
+        let any = KeyRules::default().max_length(usize::MAX);
+        let key = any.check(&kept.key, || Duration::ZERO).map_err(|_| Unreadable)?;
         // Of another namespace it is another's.
         let id = OperationId::new(&self.once.settings().namespace, &scope, &key);
-        (id == abandoned.id).then_some((go_on, KeptCall { scope, key, input: kept.input }))
+        Ok((id == abandoned.id).then_some((go_on, KeptCall { scope, key, input: kept.input })))
     }
 }
 

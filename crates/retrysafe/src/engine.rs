@@ -38,6 +38,9 @@ use crate::{
     waiting::WaitingRoom,
 };
 
+/// The longest time between two looks at a store. With jitter, longer ones would overflow.
+pub(crate) const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// One store and everything in this process that works on it: leases being renewed, duplicates
 /// that wait, executions in flight, the sweeper. Layers that share an engine share all of these.
 ///
@@ -563,8 +566,6 @@ impl<S: Store> EngineBuilder<S> {
         if self.max_in_flight == Some(0) {
             return Err(ConfigError::new("max_in_flight", "must be 1 or more"));
         }
-        // Room for the jitter: longer ones would overflow in the sweeper.
-        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         if self.sweep_every.is_some_and(|every| every.is_zero() || every > CENTURY) {
             let problem = "must be longer than zero and at most 100 years";
             return Err(ConfigError::new("sweep_every", problem));

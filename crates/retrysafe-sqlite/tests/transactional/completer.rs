@@ -118,6 +118,27 @@ async fn a_call_that_did_not_say_so_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_call_with_a_long_key_is_found() {
+    let bank = Bank::new();
+    let service = Service::of(&bank);
+    let once = Once::sharing(service.once.engine()).settings(|settings| {
+        settings.key = KeyRules::default().max_length(1000);
+        settings.store_deadline = PATIENCE;
+    });
+    let service = Service { once: once.build().unwrap(), ..service };
+    assert!(service.pay(&"k".repeat(1000), true).await.is_err());
+    service.mend();
+    assert_eq!(came_to(service.completer().look().await.unwrap()), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_completer_may_look_once_in_a_lifetime() {
+    let service = Service::of(&Bank::new());
+    let looks = service.completer().every(Duration::MAX).run();
+    assert!(timeout(Duration::from_millis(10), looks).await.is_err());
+}
+
+#[tokio::test]
 async fn what_another_namespace_has_begun_is_left_alone() {
     let bank = Bank::new();
     let service = Service::of(&bank);
