@@ -274,7 +274,8 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
         }
     }
 
-    /// Hashes this body the way a record's was, over the record's length, and discards it (F4).
+    /// Hashes this body the way a record's was, over the record's length, and discards it (F4). It is
+    /// read to its end where that says more: what it is compared with was whole, or a count must match.
     ///
     /// # Errors
     ///
@@ -286,12 +287,16 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
     ) -> Result<bool, IncompleteBody> {
         let mut seen = 0;
         let mut left = kept.length;
+        let prefix = kept.extent == Extent::Prefix;
         let mut frames = self.frames.into_iter();
         loop {
             let data = match frames.next() {
                 Some(data) => data,
                 None => match &mut self.rest {
                     None => break,
+                    // What the handler was not given is not compared. A body that announces no
+                    // length may stay open for as long as there is no answer.
+                    Some(_) if left == 0 && prefix && self.content_length.is_none() => break,
                     Some(rest) => match next_frame(rest).await {
                         None => break,
                         Some(frame) => match frame.map_err(|_| IncompleteBody)?.into_data() {
@@ -305,7 +310,7 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             let covered = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             hasher.update(&data[..covered]);
             left -= covered as u64;
-            if covered < data.len() && kept.extent == Extent::Whole {
+            if covered < data.len() && !prefix {
                 return Ok(false);
             }
         }

@@ -285,6 +285,38 @@ async fn f4_a_handler_that_reads_only_part_is_compared_by_that_part() {
     orders.send(order("k", "short")).await.assert_problem(422, "key_reused");
 }
 
+#[tokio::test(start_paused = true)]
+async fn f4_a_retry_is_read_as_far_as_the_record_covers() {
+    let (_, layer) = default_layer();
+    let orders = reading(&layer, 9);
+    orders.send(long_order(&long(0))).await.assert_first(201, "order 1");
+    let (mut covered, mut other) = (long(0).slice(..9 * 8192), long(0).to_vec());
+    other[9 * 8192 - 1] ^= 1;
+    // What comes after that may never end.
+    let send = async |body: Body| {
+        let answer = orders.send(with_body("k", body));
+        tokio::time::timeout(std::time::Duration::from_secs(3600), answer).await.unwrap()
+    };
+    for beyond in [0, 1] {
+        let (sender, open) = pipe();
+        sender.data(covered.clone());
+        send(open).await.assert_replay(201, "order 1");
+        let (sender, open) = pipe();
+        sender.data(other[..9 * 8192 + beyond].to_vec());
+        send(open).await.assert_problem(422, "key_reused");
+        covered = long(1).slice(..9 * 8192 + 1);
+    }
+    // Where a length is announced, the count must match.
+    let cut = |length: usize| {
+        let mut request = with_body("k", pieces([data(long(0).slice(..9 * 8192))]));
+        request.headers_mut().insert("content-length", length.into());
+        request
+    };
+    orders.send(cut(9 * 8192)).await.assert_replay(201, "order 1");
+    orders.send(cut(LONG)).await.assert_problem(400, "incomplete_body");
+    assert_eq!(orders.runs(), 1);
+}
+
 #[tokio::test]
 async fn f4_a_handler_that_reads_nothing() {
     let (_, layer) = default_layer();
