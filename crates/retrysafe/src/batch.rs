@@ -16,6 +16,7 @@ use futures_util::{
 };
 use retrysafe_core::{OperationId, Reconciled, Scope, Store, Unknown};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::task::coop::consume_budget;
 
 use crate::once::{Done, ErrorRules, Once, OnceContext, OnceError, OnceRun};
 
@@ -305,6 +306,8 @@ where
     E: Send + 'static,
 {
     async fn next(&mut self) -> Option<BatchItem<T, E>> {
+        // Where nothing has to be waited for, such as a store in memory, others have their turn as well.
+        consume_budget().await;
         while self.runs.len() < self.batch.concurrency {
             let Some(next) = self.held.take().or_else(|| self.take()) else { break };
             if next.id.is_some_and(|id| self.busy.contains(&id)) {

@@ -203,6 +203,26 @@ async fn no_more_than_so_many_run_at_once() {
 }
 
 #[tokio::test]
+async fn a_batch_lets_others_run() {
+    let (_, once) = default_once();
+    let others = Count::default();
+    let counted = others.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            counted.more();
+            tokio::task::yield_now().await;
+        }
+    });
+    let report = doubled!(once, Count::default(), 0..5_000).await;
+    other.abort();
+    assert_eq!(counts(&report), (5_000, 0, 0));
+    assert!(others.now() > 10, "others ran {} times", others.now());
+    // Nor does it run for longer than it is given.
+    let without_end = doubled!(once, Count::default(), 5_000..);
+    assert!(tokio::time::timeout(SECOND / 100, without_end.into_future()).await.is_err());
+}
+
+#[tokio::test]
 async fn progress_is_shown_after_each_item() {
     let (_, once) = default_once();
     let runs = Count::default();
