@@ -16,9 +16,15 @@ use futures_util::{
 };
 use retrysafe_core::{OperationId, Reconciled, Scope, Store, Unknown};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::task::coop::consume_budget;
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, timeout_at},
+};
 
-use crate::once::{Done, ErrorRules, Once, OnceContext, OnceError, OnceRun};
+use crate::{
+    engine::Permit,
+    once::{Done, ErrorRules, Once, OnceContext, OnceError, OnceRun},
+};
 
 /// A batch of [`Once::run_each`]. Awaiting it runs it to its end and gives a [`BatchReport`];
 /// [`into_stream`](Self::into_stream) gives each item as it is finished.
@@ -59,6 +65,10 @@ use crate::once::{Done, ErrorRules, Once, OnceContext, OnceError, OnceRun};
 ///   one were a retry of the earlier: it gets the same result if it is the same item, and is
 ///   `key_reused` if it is another. Those behind it wait until it has started.
 /// - A failed item does not stop the others.
+/// - Where the engine is [bounded](crate::EngineBuilder::max_in_flight), items wait for their place:
+///   for one of their own batch, or for as long as an execution may take
+///   ([`Settings::max_execution`](crate::Settings::max_execution)). After that others are in the way
+///   for good, and they are refused as `overloaded`.
 ///
 /// # Cancel safety
 ///
@@ -229,6 +239,7 @@ where
             held: None,
             busy: HashSet::new(),
             runs: FuturesUnordered::new(),
+            until: None,
             progress,
         };
         stream::unfold(running, |mut running| async move {
@@ -280,10 +291,13 @@ struct Running<S, I: Iterator, KeyOf, H, T, E> {
     held: Option<Next<I::Item>>,
     busy: HashSet<OperationId>,
     runs: FuturesUnordered<ItemRun<T, E>>,
+    /// Until when a place is waited for that others hold, if there has been none.
+    until: Option<Instant>,
     progress: BatchProgress,
 }
 
-type ItemRun<T, E> = Pin<Box<dyn Future<Output = (Option<OperationId>, BatchItem<T, E>)> + Send>>;
+type Finished<T, E> = (Option<OperationId>, BatchItem<T, E>);
+type ItemRun<T, E> = Pin<Box<dyn Future<Output = Finished<T, E>> + Send>>;
 
 /// An item that is about to start. Its key is made once: the function may give another the next time.
 struct Next<I> {
@@ -308,17 +322,23 @@ where
     async fn next(&mut self) -> Option<BatchItem<T, E>> {
         // Where nothing has to be waited for, such as a store in memory, others have their turn as well.
         consume_budget().await;
-        while self.runs.len() < self.batch.concurrency {
-            let Some(next) = self.held.take().or_else(|| self.take()) else { break };
-            if next.id.is_some_and(|id| self.busy.contains(&id)) {
-                self.held = Some(next);
-                break;
-            }
+        let (id, item) = loop {
+            let Some(next) = self.upcoming() else { break self.runs.next().await? };
+            let place = match self.place().await {
+                Ok(place) => place,
+                Err(finished) => {
+                    self.held = Some(next);
+                    break finished;
+                }
+            };
             self.busy.extend(next.id);
-            let run = self.start(next);
-            self.runs.push(run);
-        }
-        let (id, item) = self.runs.next().await?;
+            // At once: an item that is not polled, because nobody asks for the next, holds a place.
+            let mut run = self.start(next, place);
+            match run.as_mut().now_or_never() {
+                Some(finished) => break finished,
+                None => self.runs.push(run),
+            }
+        };
         if let Some(id) = id {
             self.busy.remove(&id);
         }
@@ -327,6 +347,43 @@ where
             show(&self.progress);
         }
         Some(item)
+    }
+
+    /// The item that may start now, if there is one.
+    fn upcoming(&mut self) -> Option<Next<I::Item>> {
+        if self.runs.len() >= self.batch.concurrency {
+            return None;
+        }
+        let next = self.held.take().or_else(|| self.take())?;
+        if next.id.is_some_and(|id| self.busy.contains(&id)) {
+            self.held = Some(next);
+            return None;
+        }
+        Some(next)
+    }
+
+    /// A place for an item that is about to start (E6), unless another is finished first. `None` if
+    /// others have held all places for as long as an execution may take: they may be waiting for this
+    /// batch, so its items are refused like anybody else.
+    async fn place(&mut self) -> Result<Option<Permit>, Finished<T, E>> {
+        let once = &self.batch.once;
+        let place = match once.engine().permit() {
+            Some(place) => Some(place),
+            None if self.runs.is_empty() => {
+                let longest = Instant::now() + once.settings().max_execution;
+                let until = *self.until.get_or_insert(longest);
+                timeout_at(until, once.engine().place()).await.ok()
+            }
+            // One of these is finished in any case.
+            None => tokio::select! {
+                Some(finished) = self.runs.next() => return Err(finished),
+                place = once.engine().place() => Some(place),
+            },
+        };
+        if place.is_some() {
+            self.until = None;
+        }
+        Ok(place)
     }
 
     fn take(&mut self) -> Option<Next<I::Item>> {
@@ -338,13 +395,15 @@ where
         Some(Next { index, item, key, id })
     }
 
-    fn start(&self, next: Next<I::Item>) -> ItemRun<T, E> {
+    fn start(&self, next: Next<I::Item>, place: Option<Permit>) -> ItemRun<T, E> {
         let Next { index, item, key, id } = next;
         let batch = &self.batch;
         let handler = batch.handler.clone();
         let run: OnceRun<S, _, T, E> =
             batch.once.run_item(&batch.operation, &batch.scope, &key, item, &batch.rules, handler);
-        Box::pin(run.into_future().map(move |result| (id, BatchItem { index, result })))
+        Box::pin(
+            run.queued(place).into_future().map(move |result| (id, BatchItem { index, result })),
+        )
     }
 }
 

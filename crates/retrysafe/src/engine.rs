@@ -160,6 +160,17 @@ impl<S: Store> Engine<S> {
         Some(Permit { _semaphore: semaphore })
     }
 
+    /// The same for what queues anyway: it waits until it has it. Whoever does that bounds it, because
+    /// those that hold all places may be waiting for it: handlers that await a batch.
+    pub(crate) async fn place(&self) -> Permit {
+        let semaphore = match &self.0.executions {
+            None => None,
+            // It is never closed.
+            Some(executions) => executions.clone().acquire_owned().await.ok(),
+        };
+        Permit { _semaphore: semaphore }
+    }
+
     /// Claims an operation. A claim whose answer was lost is repeated with the same owner; if that
     /// does not help it is released in the background, because no handler has started (D5). The
     /// permit is kept for as long as anything of the claim is left to do.
@@ -522,7 +533,12 @@ pub struct EngineBuilder<S> {
 
 impl<S: Store> EngineBuilder<S> {
     /// Bounds the executions in flight in this process; the next one is answered 503 before any
-    /// store call (E6). Unbounded by default.
+    /// store call (E6). Only an item of a [`Batch`](crate::Batch) waits for its place. Unbounded by
+    /// default.
+    ///
+    /// A handler has its place until it is done, and what it awaits on the same engine, such as a step
+    /// by [`Once::sharing`](crate::Once::sharing), needs another. Handlers that have all of them wait
+    /// for each other: give their steps an engine of their own, on the same store.
     pub fn max_in_flight(mut self, bound: usize) -> Self {
         self.max_in_flight = Some(bound);
         self

@@ -4,7 +4,7 @@
 //! is lost if it is dropped. A claim and everything that follows from it does not depend on that
 //! future, from before `begin` is sent (D5): see `settle.rs`, `run.rs` and `Engine::see_through`.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderName, Method, Request, Response, Uri, request::Parts};
@@ -21,7 +21,7 @@ use crate::{
     answers::incomplete_body,
     body::{BoxError, ReadAhead, RequestBody, ResponseBody},
     door::Door,
-    engine::{Engine, Tasks},
+    engine::{Engine, Permit, Tasks},
     observe::{RequestCounter, RequestOutcome},
     scope::ScopeFrom,
 };
@@ -74,6 +74,30 @@ pub(crate) struct Prepared<B> {
     pub(crate) id: OperationId,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) trace: Option<Trace>,
+    pub(crate) place: Place,
+}
+
+/// A request's place among the executions (E6).
+pub(crate) enum Place {
+    /// It takes one when it claims, or is refused.
+    Free,
+    /// It waits for one.
+    Queued,
+    /// It waits for one, and has it.
+    Taken(Permit),
+}
+
+impl Place {
+    /// The place that it has, to claim with.
+    pub(crate) fn take(&mut self) -> Option<Permit> {
+        match mem::replace(self, Self::Queued) {
+            Self::Taken(permit) => Some(permit),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
 }
 
 /// What there is to do with a request that has been read.
@@ -228,7 +252,8 @@ impl<S: Store> Guard<S> {
             return Ok(Ready::Unnamed(received));
         }
         let trace = Trace::from_headers(&parts.headers);
-        let prepared = Prepared { received, key, scope, id, fingerprint, trace };
+        let place = Place::Free;
+        let prepared = Prepared { received, key, scope, id, fingerprint, trace, place };
         Ok(Ready::Guarded(Box::new(prepared)))
     }
 

@@ -132,7 +132,8 @@ impl<S: Store> Once<S> {
         OnceBuilder::on(Engine::builder(store).build())
     }
 
-    /// A `Once` on an engine that it shares with others, such as a layer.
+    /// A `Once` on an engine that it shares with others, such as a layer. Not for what a layer's
+    /// handlers await if the engine is [bounded](crate::EngineBuilder::max_in_flight).
     pub fn sharing(engine: &Engine<S>) -> OnceBuilder<S> {
         OnceBuilder::on(Ok(engine.clone()))
     }

@@ -62,7 +62,7 @@ pub(crate) enum Claimed<I, B, R, E> {
 pub(crate) fn claim_and_run<S, I, B, R>(
     guard: Arc<Guard<S>>,
     mut inner: I,
-    request: Box<Prepared<B>>,
+    mut request: Box<Prepared<B>>,
     take_over: bool,
     turn: Option<Box<Turn>>,
 ) -> impl Future<Output = Claimed<I, B, R, I::Error>> + Send
@@ -76,7 +76,7 @@ where
 {
     async move {
         // E6: before any store call.
-        let Some(permit) = guard.engine.permit() else {
+        let Some(permit) = request.place.take().or_else(|| guard.engine.permit()) else {
             return Claimed::Refused { error: BeginError::Overloaded, inner, request };
         };
         let (mut conclusion, mut request, previous_vanished) = {

@@ -17,7 +17,7 @@ use crate::{
     answers::{incomplete_body, overloaded, store_unavailable},
     body::{self, BoxError, IncompleteBody, RequestBody, ResponseBody},
     engine::BeginError,
-    guard::{Answer, Guard, Prepared, Received},
+    guard::{Answer, Guard, Place, Prepared, Received},
     observe::RequestOutcome,
     run::{Claimed, claim_and_run},
     waiting::{Turn, Waited, Waiter},
@@ -182,6 +182,13 @@ impl<S: Store> Guard<S> {
                     Next::Claim => my_turn,
                     Next::ClaimAfresh => None,
                 };
+                // E6: the place that it had was that of its first claim.
+                if let Place::Queued = request.place {
+                    let longest = Instant::now() + self.settings.max_execution;
+                    let until = waiting.as_ref().map_or(longest, |it| it.until);
+                    let place = Box::pin(timeout_at(until, self.engine.place())).await;
+                    request.place = place.map_or(Place::Queued, Place::Taken);
+                }
                 let id = request.id;
                 claimed = match self.claim_and_run(inner, request, take_over, turn).await {
                     Some(claimed) => claimed,

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     body::ReadAhead,
-    guard::{Guard, Prepared, Received},
+    guard::{Guard, Place, Prepared, Received},
 };
 
 /// A call that can be claimed.
@@ -75,7 +75,8 @@ impl<S: Store> Guard<S> {
         let id = OperationId::new(&settings.namespace, scope, &key);
         let scope = scope.clone();
         let received = Box::new(Received { parts, body });
-        Ok(Some(Box::new(Prepared { received, key, scope, id, fingerprint, trace: None })))
+        let (trace, place) = (None, Place::Free);
+        Ok(Some(Box::new(Prepared { received, key, scope, id, fingerprint, trace, place })))
     }
 }
 

@@ -14,7 +14,12 @@ use super::{
     asked::{Asked, Unasked},
     work::Work,
 };
-use crate::{completer::KeptCall, guard::Guard, observe::RequestOutcome};
+use crate::{
+    completer::KeptCall,
+    engine::Permit,
+    guard::{Guard, Place},
+    observe::RequestOutcome,
+};
 
 /// A call of [`Once::run`](crate::Once::run). Awaiting it runs it.
 ///
@@ -63,6 +68,14 @@ impl<S: Store, H, T, E: Send + 'static> OnceRun<S, H, T, E> {
         rules: ErrorRules<E>,
     ) -> Self {
         Self { guard, asked, handler, rules, completable: false, value: PhantomData }
+    }
+
+    /// A call that queues anyway, with its place if it has it already (E6).
+    pub(crate) fn queued(mut self, place: Option<Permit>) -> Self {
+        if let Ok(Some(asked)) = &mut self.asked {
+            asked.place = place.map_or(Place::Queued, Place::Taken);
+        }
+        self
     }
 
     /// Frees the key after such errors: the next try runs. Only for errors of which it is certain

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -10,8 +11,8 @@ use std::{
 
 use futures_util::StreamExt as _;
 use retrysafe::{
-    BatchProgress, BatchReport, Code, MemoryStore, OnInFlight, OnUnknownOutcome, Once, OnceContext,
-    OnceError, Reconciled, Scope,
+    BatchProgress, BatchReport, Code, Engine, IdempotencyLayer, MemoryStore, OnInFlight,
+    OnUnknownOutcome, Once, OnceBuilder, OnceContext, OnceError, Reconciled, Scope,
 };
 use retrysafe_testkit::ManualClock;
 
@@ -199,6 +200,119 @@ async fn no_more_than_so_many_run_at_once() {
         );
         assert_eq!(counts(&batch.concurrency(concurrency).await), (40, 0, 0));
         assert_eq!(most.load(Ordering::SeqCst), concurrency);
+    }
+}
+
+/// A `Once` whose engine runs so many at a time.
+fn bounded(store: &TestStore, bound: usize) -> OnceBuilder<TestStore> {
+    let engine = Engine::builder(store.clone()).max_in_flight(bound).build().unwrap();
+    Once::sharing(&engine).on_in_flight(OnInFlight::wait(60 * SECOND))
+}
+
+/// A batch of numbers whose handler waits at a gate.
+macro_rules! gated {
+    ($once:expr, $runs:expr, $gate:expr, $items:expr) => {{
+        let (counted, gate) = ($runs.clone(), $gate.clone());
+        $once.run_each(
+            "double",
+            &Scope::shared(),
+            $items,
+            |number: &u64| number.to_string(),
+            move |number: u64, _| {
+                let gate = gate.clone();
+                counted.more();
+                async move {
+                    gate.pass().await;
+                    Ok::<_, Refusal>(number * 2)
+                }
+            },
+        )
+    }};
+}
+
+#[tokio::test]
+async fn e6_the_items_of_a_batch_wait_for_their_places() {
+    let once = bounded(&store(), 3).build().unwrap();
+    let (runs, gate) = (Count::default(), Gate::closed());
+    let batch = tokio::spawn(gated!(once, runs, gate, 0..40).into_future());
+    for finished in 0..37 {
+        runs.reached(finished + 3).await;
+        settle().await;
+        assert_eq!(runs.now(), finished + 3);
+        gate.admit();
+    }
+    gate.open();
+    assert_eq!(counts(&batch.await.unwrap()), (40, 0, 0));
+    assert_eq!(counts(&doubled!(once, runs, 0..40).await), (0, 40, 0));
+}
+
+#[tokio::test]
+async fn e6_a_batch_waits_for_places_that_others_have() {
+    let once = bounded(&store(), 1).build().unwrap();
+    let (runs, gate) = (Count::default(), Gate::closed());
+    let other = tokio::spawn(gated!(once, runs, gate, [100]).into_future());
+    runs.reached(1).await;
+    let batch = tokio::spawn(doubled!(once, runs, 0..40).into_future());
+    settle().await;
+    assert_eq!(runs.now(), 1);
+    gate.open();
+    assert_eq!(counts(&other.await.unwrap()), (1, 0, 0));
+    assert_eq!(counts(&batch.await.unwrap()), (40, 0, 0));
+}
+
+#[tokio::test]
+async fn e6_d2_an_item_that_waited_for_an_outcome_waits_for_its_place() {
+    let store = store();
+    let (elsewhere, once) = (on(&store).build().unwrap(), bounded(&store, 1).build().unwrap());
+    let (runs, theirs, ours) = (Count::default(), Gate::closed(), Gate::closed());
+    let first = tokio::spawn(gated!(elsewhere, runs, theirs, [0]).into_future());
+    runs.reached(1).await;
+    let batch = tokio::spawn(gated!(once, runs, ours, [0, 1]).into_future());
+    runs.reached(2).await;
+    theirs.open();
+    assert_eq!(counts(&first.await.unwrap()), (1, 0, 0));
+    settle().await;
+    assert!(!batch.is_finished());
+    ours.open();
+    assert_eq!(counts(&batch.await.unwrap()), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn e6_an_item_that_is_not_polled_has_no_place() {
+    let once = bounded(&store(), 4).build().unwrap();
+    let (runs, gate) = (Count::default(), Gate::closed());
+    let mut stream = pin!(doubled!(once, Count::default(), 0..10).into_stream());
+    assert!(stream.next().await.is_some());
+    let others = tokio::spawn(gated!(once, runs, gate, 100..104).into_future());
+    runs.reached(4).await;
+    gate.open();
+    assert_eq!(counts(&others.await.unwrap()), (4, 0, 0));
+    assert_eq!(stream.count().await, 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn e6_a_handler_that_has_the_last_place_does_not_wait_for_its_batch_for_ever() {
+    let store = store();
+    let once = bounded(&store, 1).build().unwrap();
+    let layer = IdempotencyLayer::sharing(once.engine(), Scope::shared()).build().unwrap();
+    let alone = on(&store).build().unwrap();
+    for (key, once, expected) in [("shared", once, (0, 0, 40)), ("own", alone, (40, 0, 0))] {
+        let runs = Count::default();
+        let imports = Guarded::new(&layer, move |run, _| {
+            let batch = doubled!(once, runs, 0..40);
+            async move {
+                let report = batch.await;
+                assert_eq!(counts(&report), expected);
+                let refused = |item: &Result<_, OnceError<Refusal>>| {
+                    item.as_ref().is_err_and(|error| error.code() == Some(Code::Overloaded))
+                };
+                assert_eq!(report.items.iter().filter(|item| refused(item)).count(), expected.2);
+                created(run)
+            }
+        });
+        let since = tokio::time::Instant::now();
+        imports.send(order(key, "a")).await.assert_first(201, "order 1");
+        assert!(since.elapsed() < 601 * SECOND, "{:?}", since.elapsed());
     }
 }
 

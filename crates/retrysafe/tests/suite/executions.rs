@@ -10,7 +10,8 @@ use std::{
 use http::Response;
 use metrics_util::debugging::DebuggingRecorder;
 use retrysafe::{
-    Attempt, Engine, IdempotencyLayer, OutcomeOverrule, Overrule, Scope, StreamedResponse,
+    Attempt, Code, Engine, IdempotencyLayer, Once, OutcomeOverrule, Overrule, Scope,
+    StreamedResponse,
 };
 use retrysafe_testkit::{Fault, Verb};
 use tokio::time::sleep;
@@ -534,6 +535,25 @@ async fn e6_what_is_left_to_do_in_the_background_counts() {
         store.script().heal();
         layer.engine().drain().await;
         assert_eq!(orders.send(order("l", "a")).await.status, 201, "{verb:?}");
+    }
+}
+
+#[tokio::test]
+async fn e6_a_step_of_a_handler_needs_a_place_of_its_own() {
+    let store = store();
+    let layer = one_at_a_time(&store);
+    let shared = Once::sharing(layer.engine()).build().unwrap();
+    let own = Once::builder(store).build().unwrap();
+    for (once, key, code) in [(shared, "shared", Some(Code::Overloaded)), (own, "own", None)] {
+        let orders = Guarded::new(&layer, move |run, _| {
+            let charge =
+                once.run("charge", &Scope::shared(), key, "a", |_| async { Ok::<_, ()>(1) });
+            async move {
+                assert_eq!(charge.await.err().and_then(|error| error.code()), code);
+                created(run)
+            }
+        });
+        orders.send(order(key, "a")).await.assert_first(201, "order 1");
     }
 }
 
