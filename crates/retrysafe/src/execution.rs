@@ -149,7 +149,7 @@ impl<S: Store> Execution<S> {
         mut end: End,
         again: impl Fn() -> Bytes,
     ) -> impl Future<Output = Ended> {
-        let Some(attempted) = self.0.take() else { unreachable!("an execution ends once") };
+        let Some(mut attempted) = self.0.take() else { unreachable!("an execution ends once") };
         observe::in_flight(-1.0);
         attempted.hold.ending();
         async move {
@@ -161,7 +161,10 @@ impl<S: Store> Execution<S> {
                         fingerprint.as_deref().unwrap_or_else(|| attempted.hold.fingerprint());
                     let given = mem::take(payload);
                     let told = attempted.complete(fingerprint, given, *retention).await;
-                    if told.is_err() {
+                    if let Ok(Held::Applied) = told {
+                        attempted.turn = attempted.waited_for();
+                    }
+                    if told.is_err() || attempted.turn.is_some() {
                         *payload = again();
                     }
                     told
@@ -232,6 +235,11 @@ impl<S: Store> Attempted<S> {
             *payload = whole;
         }
         told
+    }
+
+    /// What the outcome is published by, if duplicates have come to wait for it in this process.
+    fn waited_for(&self) -> Option<Box<Turn>> {
+        self.engine.room().told(self.hold.lease().id).map(Box::new)
     }
 
     fn complete(

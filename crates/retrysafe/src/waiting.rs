@@ -2,9 +2,10 @@
 //!
 //! All duplicates of one key in one process share one *watch*. One of them at a time has the
 //! *turn*: it alone watches the store, and it alone claims again. When it finds the outcome it is
-//! published to the others, which never ask the store themselves. A turn that ends without an
-//! outcome (a timeout, a client that left, an outcome that was released or is unknown) passes on to
-//! the next.
+//! published to the others, which never ask the store themselves. An outcome that is written in this
+//! process is published by who wrote it: the one who has the turn may not be polled. A turn that ends
+//! without an outcome (a timeout, a client that left, an outcome that was released or is unknown)
+//! passes on to the next.
 
 use std::{
     collections::HashMap,
@@ -80,6 +81,17 @@ impl WaitingRoom {
         Some(Waiter { room: self.clone(), id, watch: watched.watch.clone() })
     }
 
+    /// The right to publish an outcome that has just been written, beside whoever has the turn. `None`
+    /// if nobody waits for it.
+    pub(crate) fn told(self: &Arc<Self>, id: OperationId) -> Option<Turn> {
+        // Who enters at this very moment is told by the store.
+        if self.waiters.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let watch = self.watches().get(&id)?.watch.clone();
+        Some(Turn { room: self.clone(), id, watch })
+    }
+
     fn watches(&self) -> MutexGuard<'_, HashMap<OperationId, Watched>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,7 +158,7 @@ impl Turn {
             watches.remove(&self.id);
         }
         drop(watches);
-        // There is one turn, and it ends here: nobody else can have set it.
+        // Whoever wrote it may have set it before who had the turn: they have found the same.
         let _ = self.watch.outcome.set(found);
         self.watch.told.notify_waiters();
     }
@@ -182,6 +194,25 @@ mod tests {
         assert!(matches!(first.wait().await, Waited::Outcome(Found::Free)));
         // Whoever comes later waits for somebody else's outcome.
         let late = enter();
+        assert!(matches!(late.wait().await, Waited::Turn(_)));
+        drop((first, second, late));
+        assert!(room.watches().is_empty());
+        assert_eq!(room.waiters.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn d2_who_wrote_the_outcome_tells_all_without_the_turn() {
+        let room = Arc::<WaitingRoom>::default();
+        let id = OperationId::from_bytes([1; 32]);
+        assert!(room.told(id).is_none());
+        let (first, second) = (room.enter(id, 10).unwrap(), room.enter(id, 10).unwrap());
+        assert!(room.told(OperationId::from_bytes([2; 32])).is_none());
+        let Waited::Turn(turn) = first.wait().await else { panic!("nobody else has it") };
+        room.told(id).unwrap().publish(Found::Free);
+        assert!(matches!(second.wait().await, Waited::Outcome(Found::Free)));
+        // Who had the turn finds it as well. Meanwhile others wait for what comes next.
+        let late = room.enter(id, 10).unwrap();
+        turn.publish(Found::Free);
         assert!(matches!(late.wait().await, Waited::Turn(_)));
         drop((first, second, late));
         assert!(room.watches().is_empty());

@@ -291,6 +291,25 @@ async fn e6_an_item_that_is_not_polled_has_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn d2_an_item_that_is_not_polled_holds_nobody_up() {
+    let once = on(&store()).on_in_flight(OnInFlight::wait(10 * SECOND)).build().unwrap();
+    let (runs, gate) = (Count::default(), Gate::closed());
+    let first = tokio::spawn(gated!(once, runs, gate, [1]).into_future());
+    runs.reached(1).await;
+    let mut stream = pin!(doubled!(once, runs, [1, 2]).into_stream());
+    assert_eq!(stream.next().await.unwrap().index, 1);
+    // Whoever reads the stream is busy with that item from here on, and the other has the turn.
+    let waiter = tokio::spawn(doubled!(once, runs, [1]).into_future());
+    settle().await;
+    let since = tokio::time::Instant::now();
+    gate.open();
+    assert_eq!(counts(&first.await.unwrap()), (1, 0, 0));
+    assert_eq!(counts(&waiter.await.unwrap()), (0, 1, 0));
+    assert!(since.elapsed() < SECOND, "{:?}", since.elapsed());
+    assert!(stream.next().await.unwrap().result.unwrap().replayed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn e6_a_handler_that_has_the_last_place_does_not_wait_for_its_batch_for_ever() {
     let store = store();
     let once = bounded(&store, 1).build().unwrap();
