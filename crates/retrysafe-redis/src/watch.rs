@@ -91,10 +91,11 @@ impl Watch {
 
     /// Ends the wait, and says whether the server need no longer tell: this was the last of those
     /// who wait.
-    pub(crate) fn end(&self) -> bool {
+    pub(crate) fn end(&mut self) -> bool {
         let mut watches = self.watches.lock();
-        // Counted under the lock: the map's and ours are the last two.
-        let last = Arc::strong_count(&self.watched) == 2;
+        // Let go of under the lock: who ends at the same moment must not count ours.
+        drop(std::mem::take(&mut self.watched));
+        let last = watches.get(&self.id).is_some_and(|it| Arc::strong_count(it) == 1);
         if last {
             watches.remove(&self.id);
         }
@@ -118,11 +119,11 @@ mod tests {
     fn the_last_to_wait_leaves_nothing_behind() {
         let watches = Arc::new(Watches::default());
         let id = OperationId::from_bytes([1; 32]);
-        let (one, other) = (watches.watch(&id), watches.watch(&id));
+        let (mut one, mut other) = (watches.watch(&id), watches.watch(&id));
         watches.on_push(&push(PushKind::SSubscribe), read);
         assert!(one.is_heard() && other.is_heard());
+        // As two that end at once: what they have counted with is dropped after both.
         assert!(!one.end());
-        drop(one);
         assert!(other.end());
         assert_eq!(watches.lock().len(), 0);
     }

@@ -40,8 +40,9 @@ pub(crate) struct Watch<'a> {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         let mut watched = self.watches.lock();
-        // Counted under the lock: the map's and ours are the last two.
-        if Arc::strong_count(&self.notify) == 2 {
+        // Let go of under the lock: who ends at the same moment must not count ours.
+        drop(std::mem::take(&mut self.notify));
+        if watched.get(&self.id).is_some_and(|notify| Arc::strong_count(notify) == 1) {
             watched.remove(&self.id);
         }
     }
@@ -60,5 +61,26 @@ mod tests {
         assert_eq!(watches.lock().len(), 1);
         drop(other);
         assert_eq!(watches.lock().len(), 0);
+    }
+
+    #[test]
+    fn two_that_end_at_once_leave_nothing_behind() {
+        let watches = Watches::default();
+        let id = OperationId::from_bytes([1; 32]);
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        let watch = watches.watch(&id);
+                        start.wait();
+                        drop(watch);
+                        start.wait();
+                        assert_eq!(watches.lock().len(), 0);
+                        start.wait();
+                    }
+                });
+            }
+        });
     }
 }
