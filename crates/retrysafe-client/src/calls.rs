@@ -23,7 +23,7 @@ use crate::{
     journaling::{Journaling, Noted},
     observe::{self, CallOutcome},
     secrets::is_secret,
-    shared::{Place, SharedAnswers},
+    shared::{Asked, Place, SharedAnswers},
     transport::{Answered, Last, Read, Reading, Transport, Whole},
 };
 
@@ -106,6 +106,8 @@ pub struct CallReport {
 /// One logical call, before its first attempt.
 pub(crate) struct Logical<'a> {
     pub(crate) key: Option<IdempotencyKey>,
+    /// The key is made of what the request says: who has the same key asks the same.
+    pub(crate) of_content: bool,
     pub(crate) method: &'a Method,
     pub(crate) url: &'a str,
     pub(crate) authority: &'a str,
@@ -146,6 +148,12 @@ impl Logical<'_> {
             part(value);
         }
         OperationId::new("shared", &Scope::digest_of(asked), key)
+    }
+
+    /// What is asked under the key, for whoever shares the answer (other_path_replays).
+    fn asked_of(&self, key: &IdempotencyKey) -> Asked {
+        let body = self.body.filter(|_| !self.of_content)?;
+        Some(OperationId::new("asked", &Scope::digest_of(body), key))
     }
 }
 
@@ -221,7 +229,7 @@ impl Calls {
     ) -> Result<Made, Error> {
         match (&self.shared, &logical.key) {
             (Some(shared), Some(key)) => {
-                let sharing = logical.sharing_of(key);
+                let sharing = (logical.sharing_of(key), logical.asked_of(key));
                 // It is large, and most calls share nothing.
                 Box::pin(self.share(shared, sharing, logical, transport, last)).await
             }
@@ -233,7 +241,7 @@ impl Calls {
     async fn share<T: Transport>(
         &self,
         shared: &SharedAnswers,
-        sharing: OperationId,
+        (sharing, asked): (OperationId, Asked),
         logical: &mut Logical<'_>,
         transport: &mut T,
         last: &mut Last<T::Response, T::Error>,
@@ -241,7 +249,7 @@ impl Calls {
         // C3: there is a deadline always, and waiting is a part of the call.
         let within = logical.deadline.unwrap_or(self.settings.retries.deadline);
         let (began, began_wall) = (self.clock.monotonic(), self.clock.wall());
-        let mut place = match timeout(within, shared.enter(sharing)).await {
+        let mut place = match timeout(within, shared.enter(sharing, asked)).await {
             Ok(Place::First(place)) => place,
             Ok(Place::Answered(answer)) => {
                 observe::call_ended(CallOutcome::Shared, 0);
@@ -250,6 +258,10 @@ impl Calls {
             Ok(Place::NotShared) => {
                 observe::call_ended(CallOutcome::Refused, 0);
                 return Err(Error::not_shared());
+            }
+            Ok(Place::Reused) => {
+                observe::call_ended(CallOutcome::Refused, 0);
+                return Err(Error::key_reused());
             }
             Ok(Place::Unknown(why)) => return Err(unknown(logical, why, 0, None, last)),
             Err(_) => return Err(unknown(logical, Unknown::Deadline, 0, None, last)),

@@ -24,6 +24,7 @@ enum Kind {
     Unknown(Box<OutcomeUnknown>),
     TimedOut,
     NotShared,
+    KeyReused,
     NoTls(BoxError),
     Inner(BoxError),
 }
@@ -44,6 +45,9 @@ pub enum ErrorKind {
     TimedOut,
     /// Another call of this process was answered with a stream, which can't be shared.
     NotShared,
+    /// Another call of this process used the key for another request, and answers are shared. Nothing
+    /// was sent.
+    KeyReused,
     /// The URL is `https:`, and reqwest was built without TLS. Nothing was sent.
     NoTls,
     /// The inner service failed.
@@ -59,6 +63,7 @@ impl Error {
             Kind::Unknown(_) => ErrorKind::OutcomeUnknown,
             Kind::TimedOut => ErrorKind::TimedOut,
             Kind::NotShared => ErrorKind::NotShared,
+            Kind::KeyReused => ErrorKind::KeyReused,
             Kind::NoTls(_) => ErrorKind::NoTls,
             Kind::Inner(_) => ErrorKind::Inner,
         }
@@ -96,6 +101,10 @@ impl Error {
         Self(Kind::NotShared)
     }
 
+    pub(crate) fn key_reused() -> Self {
+        Self(Kind::KeyReused)
+    }
+
     pub(crate) fn no_tls(error: impl Into<BoxError>) -> Self {
         Self(Kind::NoTls(error.into()))
     }
@@ -114,6 +123,7 @@ impl fmt::Display for Error {
             Kind::Unknown(_) => "the call ended without an answer",
             Kind::TimedOut => "the server did not answer in time",
             Kind::NotShared => "another call of this process was answered with a stream",
+            Kind::KeyReused => "nothing was sent: the key was used for another request",
             Kind::NoTls(_) => {
                 "nothing was sent: https needs TLS, and this reqwest is built without; turn on its \
                  feature `rustls` or `native-tls`"
@@ -130,7 +140,7 @@ impl StdError for Error {
             Kind::Journal(error) => error.source(),
             Kind::Unknown(error) => Some(&**error),
             Kind::NoTls(error) | Kind::Inner(error) => Some(&**error),
-            Kind::TimedOut | Kind::NotShared => None,
+            Kind::TimedOut | Kind::NotShared | Kind::KeyReused => None,
         }
     }
 }

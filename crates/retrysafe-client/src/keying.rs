@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use retrysafe_core::{
     IdempotencyKey,
-    client::{KeyPlacement, NoKey, Operation, Placed},
+    client::{KeyPlacement, KeySource, NoKey, Operation, Placed},
 };
 
 use crate::{
@@ -31,6 +31,14 @@ pub(crate) enum Keyed {
     Header(IdempotencyKey, HeaderName, HeaderValue),
     /// The body with the key in it.
     Body(IdempotencyKey, Vec<u8>),
+}
+
+impl Keyed {
+    /// Whether it was made from what the request says, and by nobody else.
+    pub(crate) fn is_of_content(&self, calls: &Calls, named: Option<&IdempotencyKey>) -> bool {
+        let made = named.is_none() && !matches!(self, Self::Own(_));
+        made && matches!(calls.settings.keys, KeySource::Content(_))
+    }
 }
 
 impl Calls {

@@ -172,10 +172,11 @@ where
         Beginning::Part(read) => (None, Some(ReadBody::untouched(body).unread(read))),
     };
     let url = head.uri.to_string();
-    let key = put_key(calls, &url, &mut head, &mut whole)?;
+    let (key, of_content) = put_key(calls, &url, &mut head, &mut whole)?;
     let about = head.clone();
     let mut logical = Logical {
         key,
+        of_content,
         method: &about.method,
         url: &url,
         authority: about.uri.authority().map_or("", |it| it.as_str()),
@@ -233,7 +234,7 @@ fn put_key(
     url: &str,
     head: &mut request::Parts,
     body: &mut Option<Bytes>,
-) -> Result<Option<IdempotencyKey>, NoKey> {
+) -> Result<(Option<IdempotencyKey>, bool), NoKey> {
     let keyed = calls.key(&Unkeyed {
         method: &head.method,
         url,
@@ -241,7 +242,9 @@ fn put_key(
         body: body.as_deref(),
         named: head.extensions.get(),
     });
-    Ok(match keyed? {
+    let keyed = keyed?;
+    let of_content = keyed.is_of_content(calls, head.extensions.get());
+    let key = match keyed {
         Keyed::No => None,
         Keyed::Own(key) => Some(key),
         Keyed::Header(key, name, value) => {
@@ -253,7 +256,8 @@ fn put_key(
             *body = Some(with_key.into());
             Some(key)
         }
-    })
+    };
+    Ok((key, of_content))
 }
 
 /// Sends by a Tower service.

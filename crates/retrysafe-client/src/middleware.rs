@@ -21,7 +21,7 @@ use crate::{
     body::EndingBody,
     calls::{Calls, Failure, Logical},
     keying::{Keyed, Unkeyed},
-    redirect,
+    redirect::{self, Redirected},
     transport::{Answered, Beginning, HttpTransport, OnEnd, Whole},
 };
 
@@ -63,8 +63,8 @@ impl Middleware for IdempotencyMiddleware {
         'n: 'f,
         Self: 'f,
     {
-        let key = match put_key(&self.calls, &mut request, extensions) {
-            Ok(key) => key,
+        let (key, of_content) = match put_key(&self.calls, &mut request, extensions) {
+            Ok(put) => put,
             Err(error) => return Box::pin(ready(Err(error))),
         };
         let template = Template::of(&mut request);
@@ -72,6 +72,7 @@ impl Middleware for IdempotencyMiddleware {
         Box::pin(async move {
             let mut logical = Logical {
                 key,
+                of_content,
                 method: &template.method,
                 url: template.url.as_str(),
                 authority: template.url.authority(),
@@ -99,7 +100,7 @@ fn put_key(
     calls: &Calls,
     request: &mut Request,
     extensions: &Extensions,
-) -> reqwest_middleware::Result<Option<IdempotencyKey>> {
+) -> reqwest_middleware::Result<(Option<IdempotencyKey>, bool)> {
     let keyed = calls.key(&Unkeyed {
         method: request.method(),
         url: request.url().as_str(),
@@ -108,7 +109,8 @@ fn put_key(
         named: extensions.get(),
     });
     let keyed = keyed.map_err(|error| reqwest_middleware::Error::middleware(Error::from(error)))?;
-    Ok(match keyed {
+    let of_content = keyed.is_of_content(calls, extensions.get());
+    let key = match keyed {
         Keyed::No => None,
         Keyed::Own(key) => Some(key),
         Keyed::Header(key, name, value) => {
@@ -120,7 +122,8 @@ fn put_key(
             *request.body_mut() = Some(Body::from(body));
             Some(key)
         }
-    })
+    };
+    Ok((key, of_content))
 }
 
 /// What later attempts are made of. The first is the caller's own request, so this costs a call that
@@ -213,9 +216,15 @@ impl HttpTransport for Reqwest<'_> {
         };
         let sending = self.next.clone().run(request, self.extensions);
         let (sent, redirected) = redirect::watched(sending).await;
+        let sent = sent.map(|mut response| {
+            if redirected.answered {
+                response.extensions_mut().insert(redirected);
+            }
+            response
+        });
         sent.map_err(|error| match error {
             // A connection that fails after a redirect is not the first one.
-            reqwest_middleware::Error::Reqwest(error) if !redirected => {
+            reqwest_middleware::Error::Reqwest(error) if !redirected.at_all => {
                 let (end, without_tls) = (end_of(&error), is_without_tls(&error));
                 let error = match without_tls {
                     true => reqwest_middleware::Error::middleware(Error::no_tls(error)),
@@ -238,6 +247,10 @@ impl HttpTransport for Reqwest<'_> {
 
     fn extensions(response: &mut Response) -> &mut Extensions {
         response.extensions_mut()
+    }
+
+    fn is_of_another(response: &Response) -> bool {
+        response.extensions().get::<Redirected>().is_some()
     }
 
     async fn read(

@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, future::Future};
 
-use reqwest::redirect::{Attempt, Policy};
+use reqwest::{
+    StatusCode,
+    redirect::{Attempt, Policy},
+};
 
 /// How many redirects are followed: as many as reqwest does by itself.
 const MOST: usize = 10;
@@ -15,7 +18,11 @@ const MOST: usize = 10;
 pub fn same_origin_redirects() -> Policy {
     Policy::custom(|attempt: Attempt<'_>| {
         // A client without our middleware has nobody to tell.
-        let _ = REDIRECTED.try_with(|it| it.set(true));
+        let elsewhere = [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT];
+        let answered = !elsewhere.contains(&attempt.status());
+        let _ = REDIRECTED.try_with(|it| {
+            it.set(Redirected { at_all: true, answered: it.get().answered || answered });
+        });
         let Some(first) = attempt.previous().first() else { return attempt.stop() };
         if attempt.url().origin() != first.origin() {
             return attempt.stop();
@@ -28,16 +35,24 @@ pub fn same_origin_redirects() -> Policy {
 }
 
 tokio::task_local! {
-    /// Whether the request that this task is sending was answered with a redirect.
-    static REDIRECTED: Cell<bool>;
+    /// How the request that this task is sending was redirected.
+    static REDIRECTED: Cell<Redirected>;
 }
 
-/// Sends, and says whether a redirect was among the answers: then the request was received, however it
-/// ended. (reqwest's error names the URL that was asked for first.)
-pub(crate) async fn watched<T>(sending: impl Future<Output = T>) -> (T, bool) {
+/// How a request was redirected. It was received then, however it ended. (reqwest's error names the URL
+/// that was asked for first.)
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Redirected {
+    pub(crate) at_all: bool,
+    /// To what is asked for by another method (301, 302, 303): so the request itself was answered.
+    pub(crate) answered: bool,
+}
+
+/// Sends, and says what redirects were among the answers.
+pub(crate) async fn watched<T>(sending: impl Future<Output = T>) -> (T, Redirected) {
     let watching = async {
         let sent = sending.await;
         (sent, REDIRECTED.with(Cell::get))
     };
-    REDIRECTED.scope(Cell::new(false), watching).await
+    REDIRECTED.scope(Cell::default(), watching).await
 }

@@ -17,8 +17,10 @@ use crate::{calls::lock, transport::Whole};
 ///
 /// Calls of one process with one key share one request, and those that come later its answer. It is
 /// bounded, and it is gone with the process: **nothing about money should rest on it.** An answer is
-/// given to calls of the same method, URL, key and credentials only. Credentials are headers that are
-/// marked as sensitive, and those whose name says so: `Authorization`, `Cookie`, `x-api-key` and the like.
+/// given to calls of the same method, URL, key and credentials only; a key that comes with another
+/// body is refused ([`ErrorKind::KeyReused`](crate::ErrorKind)), unless it is a stream, which can't be
+/// compared. Credentials are headers that are marked as sensitive, and those whose name says so:
+/// `Authorization`, `Cookie`, `x-api-key` and the like.
 /// What a middleware inside adds is not seen: if it asks in the name of several callers, share nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShareAnswers {
@@ -32,6 +34,15 @@ impl Default for ShareAnswers {
     fn default() -> Self {
         Self { capacity: 10_000, ttl: Duration::from_secs(600) }
     }
+}
+
+/// The digest of what was asked under a key; none where that can't be compared, or the key itself
+/// is made of it.
+pub(crate) type Asked = Option<OperationId>;
+
+/// Whether two requests with one key are known not to be the same.
+fn differ(one: Asked, other: Asked) -> bool {
+    one.zip(other).is_some_and(|(one, other)| one != other)
 }
 
 /// What is known of an operation in this process.
@@ -49,8 +60,8 @@ enum State {
 
 pub(crate) struct SharedAnswers {
     /// Calls that are being made. They are never evicted: there are as many as there are callers.
-    running: Arc<Mutex<HashMap<OperationId, watch::Receiver<State>>>>,
-    done: Cache<OperationId, State>,
+    running: Mutex<HashMap<OperationId, (Asked, watch::Receiver<State>)>>,
+    done: Cache<OperationId, (Asked, State)>,
     /// What is unknown may be asked for again: the server knows the key.
     keeps_keys: bool,
 }
@@ -63,7 +74,7 @@ impl SharedAnswers {
             // The other policy may refuse what is new.
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { running: Arc::default(), done, keeps_keys }
+        Self { running: Mutex::default(), done, keeps_keys }
     }
 
     /// Waits until it is known what to do for an operation.
@@ -71,23 +82,31 @@ impl SharedAnswers {
     /// # Cancel safety
     ///
     /// Nothing is lost: who waits holds nothing.
-    pub(crate) async fn enter(&self, operation: OperationId) -> Place<'_> {
+    pub(crate) async fn enter(&self, operation: OperationId, asked: Asked) -> Place<'_> {
         let mut after_unknown = false;
         loop {
             let mut watched = {
                 let mut running = lock(&self.running);
                 match running.get(&operation) {
-                    Some(watched) => watched.clone(),
+                    Some((first, _)) if differ(*first, asked) => return Place::Reused,
+                    Some((_, watched)) => watched.clone(),
                     None => {
                         // Looked up under the lock: who has just ended is in there.
-                        if let Some(place) = self.done.get(&operation).and_then(Place::of) {
-                            return place;
+                        match self.done.get(&operation) {
+                            Some((first, _)) if differ(first, asked) => return Place::Reused,
+                            Some((_, state)) => {
+                                if let Some(place) = Place::of(state) {
+                                    return place;
+                                }
+                            }
+                            None => {}
                         }
                         let (tell, watched) = watch::channel(State::Running);
-                        running.insert(operation, watched);
+                        running.insert(operation, (asked, watched));
                         return Place::First(Running {
                             shared: self,
                             operation,
+                            asked,
                             tell,
                             after_unknown,
                             sent: false,
@@ -123,6 +142,8 @@ pub(crate) enum Place<'a> {
     First(Running<'a>),
     Answered(Arc<Whole>),
     NotShared,
+    /// The key was used for another request.
+    Reused,
     Unknown(Unknown),
 }
 
@@ -141,6 +162,7 @@ impl Place<'_> {
 pub(crate) struct Running<'a> {
     shared: &'a SharedAnswers,
     operation: OperationId,
+    asked: Asked,
     tell: watch::Sender<State>,
     after_unknown: bool,
     sent: bool,
@@ -188,7 +210,7 @@ impl Running<'_> {
             _ => false,
         };
         if !nothing_to_keep {
-            self.shared.done.insert(self.operation, state.clone());
+            self.shared.done.insert(self.operation, (self.asked, state.clone()));
         }
         running.remove(&self.operation);
         drop(running);

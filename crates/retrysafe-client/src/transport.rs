@@ -109,6 +109,11 @@ pub(crate) trait HttpTransport: Send {
 
     fn extensions(response: &mut Self::Response) -> &mut Extensions;
 
+    /// Whether it answers another request, to which the one that was sent was redirected.
+    fn is_of_another(_: &Self::Response) -> bool {
+        false
+    }
+
     /// Reads the body of a response to its end, if that is within so many bytes.
     fn read(
         response: &mut Self::Response,
@@ -166,7 +171,9 @@ impl<T: HttpTransport> Transport for T {
         let (status, headers) = (T::status(&read.response), T::headers(&read.response));
         let body = read.whole.as_deref().unwrap_or_default();
         let now = || reading.clock.wall();
-        AttemptEnd::Answered(Answer::read(reading.dialect, status, headers, body, now))
+        let mut answer = Answer::read(reading.dialect, status, headers, body, now);
+        answer.of_another = T::is_of_another(&read.response);
+        AttemptEnd::Answered(answer)
     }
 
     fn extensions(response: &mut T::Response) -> &mut Extensions {

@@ -115,6 +115,7 @@ impl UnaryClient {
         let headers = metadata.clone();
         let mut logical = Logical {
             key: Some(key),
+            of_content: false,
             method: &Method::POST,
             url: about.url,
             authority: &self.origin[GRPC.len()..],

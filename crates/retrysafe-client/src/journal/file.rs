@@ -74,6 +74,8 @@ struct Lines {
     lines: usize,
     tidy_at: usize,
     index: HashMap<OperationId, Kept>,
+    /// It was written anew, and its name may not be on the disk.
+    renamed: bool,
 }
 
 struct Kept {
@@ -147,11 +149,10 @@ impl Lines {
     fn open(path: &Path) -> Result<Self, JournalError> {
         let failed = |error| JournalError::not_opened(path, error);
         let mut file = owners_alone().open(path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::in_use(path)),
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
+        // Where the file is, and not a link to it, or what the path means in another directory: it is
+        // written anew beside itself.
+        let path = &fs::canonicalize(path).map_err(failed)?;
+        lock(&file, path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(failed)?;
         let mut lines = Self {
@@ -161,6 +162,7 @@ impl Lines {
             lines: 0,
             tidy_at: TIDY_EVERY,
             index: HashMap::new(),
+            renamed: false,
         };
         let read = lines.read(&text)?;
         // A part of a line was never acknowledged.
@@ -266,6 +268,7 @@ impl Lines {
             serde_json::to_writer(&mut text, line)?;
             text.push(b'\n');
         }
+        self.sync_name()?;
         let written = self.file.write_all(&text).and_then(|()| self.file.sync_data());
         match written {
             Ok(()) => {
@@ -318,9 +321,19 @@ impl Lines {
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&name, &self.path)?;
-        sync_directory(&self.path)?;
+        // From here on this is the journal, whatever fails.
         (self.file, self.length) = (file, text.len() as u64);
         self.lines = self.index.len() + 1;
+        self.renamed = true;
+        self.sync_name()
+    }
+
+    /// Nothing is durable in a file whose name is not.
+    fn sync_name(&mut self) -> io::Result<()> {
+        if self.renamed {
+            sync_directory(&self.path)?;
+            self.renamed = false;
+        }
         Ok(())
     }
 }
@@ -430,6 +443,42 @@ pub(super) fn owners_alone() -> OpenOptions {
     options
 }
 
+/// Makes sure that nobody else has the journal.
+fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
+    let failed = |error| JournalError::not_opened(path, error);
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(JournalError::in_use(path)),
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    // Another process may have written it anew since it was opened here. That one has the journal, and
+    // what is written to this file nobody would ever find.
+    match is_at(file, path).map_err(failed)? {
+        true => Ok(()),
+        false => Err(JournalError::in_use(path)),
+    }
+}
+
+/// Whether the path names this very file.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        let is = |it: fs::Metadata| (it.dev(), it.ino());
+        match fs::metadata(path) {
+            Ok(there) => Ok(is(there) == is(file.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+    // Where an open file can't be replaced it is enough that there is one.
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.try_exists()
+    }
+}
+
 /// The name of a new file is on the disk only when its directory is.
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
@@ -437,4 +486,21 @@ fn sync_directory(path: &Path) -> io::Result<()> {
         File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
     }
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_was_written_anew_is_not_had_by_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut first = Lines::open(&path).unwrap();
+        // One process has opened the file, and comes to lock it when the other has written it anew.
+        let late = owners_alone().open(&path).unwrap();
+        assert!(lock(&late, &path).is_err(), "the other has it");
+        first.rewrite().unwrap();
+        assert!(lock(&late, &path).is_err(), "the other has it still");
+    }
 }

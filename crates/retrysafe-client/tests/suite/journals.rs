@@ -590,3 +590,30 @@ async fn a_stream_is_settled_at_its_end() {
     assert_eq!(response.text().await.unwrap(), "done");
     assert!(client.resume().await.unwrap().is_empty());
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_journal_behind_a_link_is_written_anew_where_it_is() {
+    use std::{fs, os::unix::fs::symlink};
+
+    let folder = tempfile::tempdir().unwrap();
+    let (volume, path) = (folder.path().join("volume"), folder.path().join("journal"));
+    fs::create_dir(&volume).unwrap();
+    let real = volume.join("journal");
+    symlink(&real, &path).unwrap();
+    let journal = FileJournal::open(&path).unwrap();
+    for _ in 0..1_100 {
+        drop(journal.begin(Arc::new(entry(0))));
+        journal.settle(entry(0).operation, Settled::NotDone);
+    }
+    drop(journal);
+    let length = fs::metadata(&real).unwrap().len();
+    let journal = FileJournal::open(&path).unwrap();
+    journal.begin(Arc::new(entry(1))).await.unwrap();
+    drop(journal);
+    assert!(fs::metadata(&real).unwrap().len() < length, "it was written anew");
+    // The link may be gone with what it was on; the file is where the operator wanted it.
+    let journal = FileJournal::open(&real).unwrap();
+    let unknown = journal.unknown().await.unwrap();
+    assert_eq!(unknown.iter().map(|it| it.operation).collect::<Vec<_>>(), [entry(1).operation]);
+}

@@ -1,9 +1,9 @@
 //! C6: the key is not sent across a cross-origin redirect.
 
-use retrysafe_client::Unknown;
+use retrysafe_client::{Dialect, Unknown};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use crate::support::{self, Server, answer, client, unknown};
+use crate::support::{self, Server, answer, builder, client, unknown};
 
 #[tokio::test]
 async fn c6_the_key_stays_with_its_origin() {
@@ -49,4 +49,33 @@ async fn c4_a_connection_that_fails_after_a_redirect_is_not_the_first_one() {
     let sent = client().post(url).body("book").send().await;
     served.await.unwrap();
     assert_eq!(unknown(sent).why(), Unknown::Attempts);
+}
+
+#[tokio::test]
+async fn c4_a_refusal_after_a_redirect_is_not_of_the_first_request() {
+    // The order is executed, and what it redirects to is refused.
+    for refused in [425, 429, 401, 403] {
+        let server = Server::start(move |_, seen| match seen.method.as_str() {
+            "POST" => answer(303).with("location", "/orders/1"),
+            _ => answer(refused),
+        })
+        .await;
+        let posts = || server.seen().iter().filter(|it| it.method == "POST").count();
+        // A server that keeps no keys would execute it again.
+        let keyless = builder().dialect(Dialect::openai_compatible()).build().unwrap();
+        unknown(keyless.post(server.url("/orders")).body("book").send().await);
+        assert_eq!(posts(), 1, "{refused}");
+        // And where keys are kept, nobody is told that nothing was done.
+        unknown(client().post(server.url("/orders")).body("book").send().await);
+    }
+    // The same request, elsewhere: that one was refused.
+    let server = Server::start(|number, seen| match (seen.path.as_str(), number) {
+        ("/orders", _) => answer(307).with("location", "/v2/orders"),
+        (_, 1) => answer(429),
+        _ => answer(201),
+    })
+    .await;
+    let keyless = builder().dialect(Dialect::openai_compatible()).build().unwrap();
+    let response = keyless.post(server.url("/orders")).body("book").send().await.unwrap();
+    assert_eq!(response.status(), 201);
 }

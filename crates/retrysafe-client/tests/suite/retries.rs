@@ -163,3 +163,27 @@ async fn c4_methods_that_are_idempotent_need_no_key() {
     let error: &retrysafe_client::Error = error.downcast_ref().unwrap();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
 }
+
+#[tokio::test]
+async fn c5_what_is_refused_at_the_door_says_nothing_of_an_earlier_attempt() {
+    // The first was executed, and its answer is lost. By then the key is too old, say.
+    let refusals = [
+        (400, "invalid_key"),
+        (400, "missing_scope"),
+        (400, "incomplete_body"),
+        (422, "key_reused"),
+    ];
+    for (status, code) in refusals {
+        let server = Server::replying(vec![Reply::Reset, problem(status, code)]).await;
+        let sent = client().post(server.url("/")).body("book").send().await;
+        assert_eq!(unknown(sent).why(), Unknown::Refused, "{code}");
+        // Where it is all that was said, it is the answer.
+        let server = Server::replying(vec![problem(status, code)]).await;
+        let sent = client().post(server.url("/")).body("book").send().await;
+        assert_eq!(sent.unwrap().status(), status);
+    }
+    // A 400 of the application's own is its answer.
+    let server = Server::replying(vec![Reply::Reset, problem(400, "no_such_book")]).await;
+    let sent = client().post(server.url("/")).body("book").send().await;
+    assert_eq!(sent.unwrap().status(), 400);
+}

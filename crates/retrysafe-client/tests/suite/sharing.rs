@@ -206,3 +206,48 @@ async fn c3_who_waits_for_another_call_has_a_deadline_too() {
     assert_eq!(server.asked(), 1);
     first.abort();
 }
+
+#[tokio::test]
+async fn other_body_replays() {
+    // The same key with another body got the first one's answer.
+    let server = Server::start(|_, seen| answer(200).saying(&*seen.body)).await;
+    let client = sharing(ShareAnswers::default()).unwrap();
+    let key = IdempotencyKey::new("k").unwrap();
+    let ask = |body: &'static str| {
+        client.post(server.url("/v1/chat")).with_extension(key.clone()).body(body).send()
+    };
+    assert_eq!(ask("forty").await.unwrap().text().await.unwrap(), "forty");
+    assert_eq!(ask("forty").await.unwrap().text().await.unwrap(), "forty");
+    let refused = ask("forty-two").await.unwrap_err();
+    let reqwest_middleware::Error::Middleware(refused) = refused else { panic!("{refused}") };
+    let refused: retrysafe_client::Error = refused.downcast().unwrap();
+    assert_eq!(refused.kind(), retrysafe_client::ErrorKind::KeyReused);
+    assert_eq!(server.asked(), 1);
+    // Who waits for the first does not get its answer either.
+    let server = Server::replying(vec![Reply::Silence]).await;
+    let ask = |body: &'static str| {
+        client.post(server.url("/v1/chat")).with_extension(key.clone()).body(body).send()
+    };
+    let first = tokio::spawn(ask("forty"));
+    server.is_asked().await;
+    assert!(ask("forty-two").await.is_err());
+    assert_eq!(server.asked(), 1);
+    first.abort();
+}
+
+#[tokio::test]
+async fn c2_what_a_content_key_leaves_out_may_differ() {
+    let server = Server::replying(vec![answer(200)]).await;
+    let content = ContentKey::builder().exclude("/timestamp").build().unwrap();
+    let client = builder()
+        .dialect(Dialect::openai_compatible())
+        .keys(KeySource::Content(content))
+        .share_answers(ShareAnswers::default())
+        .build()
+        .unwrap();
+    for body in [r#"{"a":1,"timestamp":1}"#, r#"{"a":1,"timestamp":2}"#] {
+        let request = client.post(server.url("/")).header("content-type", "application/json");
+        assert_eq!(request.body(body).send().await.unwrap().status(), 200);
+    }
+    assert_eq!(server.asked(), 1);
+}

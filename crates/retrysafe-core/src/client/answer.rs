@@ -38,12 +38,23 @@ pub struct Answer {
     pub advice: Option<bool>,
     /// Whether the server asks not to be asked again, whatever its answer means (gRPC's pushback).
     pub stop: bool,
+    /// Whether it answers another request, to which the operation's own was redirected: whatever it says,
+    /// the operation may have been executed.
+    pub of_another: bool,
 }
 
 impl Answer {
     /// An answer of which only the status is known.
     pub fn of(status: StatusCode) -> Self {
-        Self { status, code: None, replayed: false, retry_after: None, advice: None, stop: false }
+        Self {
+            status,
+            code: None,
+            replayed: false,
+            retry_after: None,
+            advice: None,
+            stop: false,
+            of_another: false,
+        }
     }
 
     /// Reads an answer as a server of this dialect means it. `body` is needed where
@@ -72,13 +83,33 @@ impl Answer {
             retry_after: headers.get(header::RETRY_AFTER).and_then(|it| retry_after(it, now())),
             advice: dialect.advice.as_ref().and_then(says),
             stop: false,
+            of_another: false,
         }
     }
 
     /// Whether the body of such an answer says more than its head.
     pub fn wants_body(status: StatusCode, headers: &HeaderMap) -> bool {
-        let status = matches!(status.as_u16(), 409 | 422 | 502 | 503);
+        let status = matches!(status.as_u16(), 400 | 409 | 422 | 502 | 503);
         status && is_json(headers.get(header::CONTENT_TYPE))
+    }
+}
+
+impl Answer {
+    /// Whether it refuses the request before anybody has looked what became of the operation.
+    pub(super) fn is_at_the_door(&self) -> bool {
+        let by_status = matches!(self.status.as_u16(), 401 | 403 | 407 | 426);
+        // A key that is too old by now, a caller that is not known any more, another request.
+        let by_code = matches!(
+            self.code,
+            Some(
+                Code::MissingKey
+                    | Code::InvalidKey
+                    | Code::MissingScope
+                    | Code::IncompleteBody
+                    | Code::KeyReused
+            )
+        );
+        !self.replayed && (by_status || by_code)
     }
 }
 

@@ -237,6 +237,7 @@ impl<'a> Call<'a> {
         entropy: &dyn Entropy,
     ) -> Next {
         self.attempts += 1;
+        self.maybe_done |= matches!(end, AttemptEnd::Answered(answer) if answer.of_another);
         let (retry, done) = match end.meaning(self.dialect) {
             Meaning::Final => return self.end_with(end, budget),
             Meaning::Unknown if self.has_key() => return Next::Unknown(Unknown::Reported),
@@ -269,11 +270,7 @@ impl<'a> Call<'a> {
             return if unknown { Next::Unknown(Unknown::Unsendable) } else { Next::Failed };
         };
         // Who may not ask is not told what became of the earlier attempt.
-        if self.maybe_done
-            && self.has_key()
-            && !answer.replayed
-            && matches!(answer.status.as_u16(), 401 | 403 | 407 | 426)
-        {
+        if self.maybe_done && self.has_key() && answer.is_at_the_door() {
             return Next::Unknown(Unknown::Refused);
         }
         // PROTOCOL 5 releases these in every column: nothing was done, and the same key may come again.
