@@ -33,7 +33,8 @@ use crate::{
 ///
 /// The URI of a request has to be absolute. A request body that ends within
 /// [`max_repeatable_body`](crate::Settings::max_repeatable_body) is read first, so that it can be sent
-/// again; a longer one is sent as it comes, and once. The layer follows no redirects (C6).
+/// again; a longer one is sent as it comes, and once. The layer follows no redirects (C6). Trailers are
+/// passed on behind a body that is sent, or given, as it comes; what has been read first loses them.
 ///
 /// What says that nothing was sent is the service's to know: tell the layer with
 /// [`nothing_sent_if`](Self::nothing_sent_if). Without it every failure counts as one after which the
