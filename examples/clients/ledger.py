@@ -59,4 +59,7 @@ def main(address, call, *arguments):
 
 
 if __name__ == "__main__":
+    if (len(sys.argv), *sys.argv[2:3]) not in [(7, "transfer"), (3, "count")]:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

@@ -154,6 +154,8 @@ fn start_log(format: LogFormat, default: &str) -> Result<(), ConfigError> {
         ConfigError::new(format!("RUST_LOG: `{filter}` says no levels: {problem}"))
     })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A log that nobody reads any more is no reason to fail, and a panic that says so would be one.
+    let log = log.log_internal_errors(false);
     let log = log.with_timer(SystemTime).with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     match format {
         LogFormat::Text => log.init(),

@@ -15,8 +15,8 @@ pub(crate) fn stop_token() -> io::Result<CancellationToken> {
     let mut signals = Signals::new()?;
     tokio::spawn(async move {
         signals.next().await;
-        tracing::info!("stopping: nothing is accepted any more, what runs is finished");
         cancelled.cancel();
+        tracing::info!("stopping: nothing is accepted any more, what runs is finished");
         signals.next().await;
         tracing::warn!("stopped at once: told so twice");
         std::process::exit(1);

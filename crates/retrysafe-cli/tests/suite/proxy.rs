@@ -257,6 +257,19 @@ fn k7_an_upgrade_to_http_2_is_dropped() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let mut proxy = Running::proxy(nowhere(), &[]);
+    proxy.hang_up_the_log();
+    for _ in 0..2 {
+        // Each is logged as a warning.
+        let answer = exchange(proxy.address, &post("/orders", "Idempotency-Key: k-1\r\n", "{}"));
+        assert_eq!(status(&answer), 502, "{answer}");
+    }
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended_silently().code(), Some(0));
+}
+
+#[test]
 fn sigterm_finishes_what_runs_and_exits_0() {
     let service = Service::listen();
     let mut proxy = open_proxy(&service, &[]);

@@ -122,6 +122,11 @@ impl Running {
         })
     }
 
+    /// Lets go of its log, as a log shipper does that has crashed.
+    pub(crate) fn hang_up_the_log(&mut self) {
+        self.child.stderr.take().unwrap();
+    }
+
     /// Waits for its end, when its log is read elsewhere.
     pub(crate) fn ended_silently(mut self) -> ExitStatus {
         self.child.wait().unwrap()
