@@ -71,7 +71,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    for _ in 0..20_000 {
+                    for _ in 0..2_000 {
                         let watch = watches.watch(&id);
                         start.wait();
                         drop(watch);
